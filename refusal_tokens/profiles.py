@@ -1,0 +1,161 @@
+"""The profile file: the control logits of one model over one labelled prompt set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from refusal_tokens.errors import InputError
+from refusal_tokens.files import atomic_file
+from refusal_tokens.taxonomy import Taxonomy, taxonomy_from_dict
+
+SCHEMA_VERSION = 1
+METADATA_KEY = b"refusal_tokens"
+TEXT_COLUMNS = ("id", "prompt_sha256", "label", "category", "subcategory", "group", "source")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Control logits and labels, one entry a prompt.
+
+    Attributes:
+        columns: the text columns of the file, each (prompts,), None where missing.
+        control_logits: (prompts, 1 + categories), nats, respond first.
+        rest_max: (prompts,), greatest logit outside the control tokens, nats.
+        rest_logsumexp: temperature -> (prompts,), logsumexp of the other logits divided by the
+            temperature.
+        prompt_tokens: (prompts,), length of the prompt in tokens.
+        taxonomy: what the control logits stand for.
+        metadata: schema version, model fingerprint, data hash, system prompt, dtype, versions.
+    """
+
+    columns: Mapping[str, NDArray[np.object_]]
+    control_logits: NDArray[np.float32]
+    rest_max: NDArray[np.float32]
+    rest_logsumexp: Mapping[float, NDArray[np.float32]]
+    prompt_tokens: NDArray[np.int64]
+    taxonomy: Taxonomy
+    metadata: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.control_logits)
+
+    @property
+    def token_index(self) -> NDArray[np.int64]:
+        """(prompts,), the control token each label asks for; -1 where there is no label."""
+        pairs = zip(self.columns["label"], self.columns["category"], strict=True)
+        return np.array(
+            [-1 if label is None else self.taxonomy.token_index(label, c) for label, c in pairs],
+            dtype=np.int64,
+        )
+
+    def is_label(self, label: str) -> NDArray[np.bool_]:
+        """(prompts,), which prompts carry this label."""
+        return np.array([found == label for found in self.columns["label"]], dtype=bool)
+
+    def is_category(self, category: str | None) -> NDArray[np.bool_]:
+        """(prompts,), which prompts carry this category."""
+        return np.array([found == category for found in self.columns["category"]], dtype=bool)
+
+    @property
+    def control_mass(self) -> NDArray[np.float64]:
+        """(prompts,), softmax probability of all control tokens together, unmasked, at T = 1."""
+        control = np.logaddexp.reduce(self.control_logits.astype(np.float64), axis=1)
+        rest = self.rest_logsumexp[1.0].astype(np.float64)
+        return np.asarray(1.0 / (1.0 + np.exp(rest - control)))
+
+
+def write_profile(path: str | Path, profile: Profile) -> None:
+    """Write a profile file atomically."""
+    width = profile.control_logits.shape[1]
+    flat = pa.array(profile.control_logits.reshape(-1), pa.float32())
+    table: dict[str, Any] = {
+        name: pa.array(list(profile.columns[name]), pa.string()) for name in TEXT_COLUMNS
+    }
+    table["control_logits"] = pa.FixedSizeListArray.from_arrays(flat, width)
+    table["rest_max"] = pa.array(profile.rest_max, pa.float32())
+    temperatures = sorted(profile.rest_logsumexp)
+    rests = np.stack([profile.rest_logsumexp[t] for t in temperatures], axis=1)
+    table["rest_logsumexp"] = pa.FixedSizeListArray.from_arrays(
+        pa.array(rests.reshape(-1), pa.float32()), len(temperatures)
+    )
+    table["prompt_tokens"] = pa.array(profile.prompt_tokens, pa.int64())
+    metadata = {
+        **profile.metadata,
+        "schema_version": SCHEMA_VERSION,
+        "taxonomy": profile.taxonomy.to_dict(),
+        "temperatures": temperatures,
+    }
+    arrow = pa.table(table).replace_schema_metadata({METADATA_KEY: json.dumps(metadata)})
+    with atomic_file(path) as temporary:
+        pq.write_table(arrow, temporary)
+
+
+def read_profile(path: str | Path) -> Profile:
+    """Read a profile file.
+
+    Raises:
+        InputError: if it is missing, truncated, of another schema version, or holds logits that
+            are not finite.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a whole Parquet file ({error})") from None
+    raw = (table.schema.metadata or {}).get(METADATA_KEY)
+    if raw is None:
+        raise InputError(f"{path}: not a profile (no refusal_tokens metadata)")
+    metadata = json.loads(raw)
+    if metadata.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: profile schema version {metadata.get('schema_version')!r}; "
+            f"this version reads {SCHEMA_VERSION}"
+        )
+    taxonomy = taxonomy_from_dict(metadata.pop("taxonomy"), str(path))
+    temperatures = metadata.pop("temperatures")
+    logits = _matrix(table, "control_logits", len(taxonomy.tokens), path)
+    rests = _matrix(table, "rest_logsumexp", len(temperatures), path)
+    return Profile(
+        columns={name: _strings(table, name, path) for name in TEXT_COLUMNS},
+        control_logits=logits,
+        rest_max=np.asarray(table["rest_max"], dtype=np.float32),
+        rest_logsumexp={t: rests[:, i] for i, t in enumerate(temperatures)},
+        prompt_tokens=np.asarray(table["prompt_tokens"], dtype=np.int64),
+        taxonomy=taxonomy,
+        metadata=metadata,
+    )
+
+
+def _strings(table: pa.Table, name: str, path: str | Path) -> NDArray[np.object_]:
+    if name not in table.column_names:
+        raise InputError(f"{path}: column {name!r} is missing")
+    return np.array(table[name].to_pylist(), dtype=object)
+
+
+def _matrix(table: pa.Table, name: str, width: int, path: str | Path) -> NDArray[np.float32]:
+    if name not in table.column_names:
+        raise InputError(f"{path}: column {name!r} is missing")
+    values = np.asarray(table[name].to_pylist(), dtype=np.float32)
+    if values.shape != (table.num_rows, width):
+        raise InputError(f"{path}: {name} has shape {values.shape}; expected (prompts, {width})")
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        raise InputError(f"{path}, row {bad[0] + 1}: {name} is not finite")
+    return values
+
+
+def text_columns(rows: Sequence[Any]) -> dict[str, NDArray[np.object_]]:
+    """Return the text columns of a profile for these rows."""
+    return {
+        name: np.array([getattr(row, name) for row in rows], dtype=object) for name in TEXT_COLUMNS
+    }

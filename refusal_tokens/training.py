@@ -1,0 +1,350 @@
+"""A recipe to a run: rows, tokens, TRL's trainer, the merged checkpoint and its profiles."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import (
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    TrainerCallback,
+    set_seed,
+)
+from transformers import PreTrainedTokenizerFast as Tokenizer
+from trl import SFTConfig
+
+from refusal_tokens.base_model import load_model, load_tokenizer, resolve
+from refusal_tokens.chat import ChatEncoder
+from refusal_tokens.checkpoint import CheckpointInfo, save_checkpoint, versions
+from refusal_tokens.errors import InputError
+from refusal_tokens.examples import Example, ExampleSet, build_examples
+from refusal_tokens.files import read_json, write_json
+from refusal_tokens.recipe import Recipe, sft_arguments
+from refusal_tokens.rows import Row, data_hash, read_rows
+from refusal_tokens.tokens import (
+    add_control_tokens,
+    fit_vocabulary,
+    start_rows,
+    trainable_token_indices,
+)
+from refusal_tokens.trainer import RefusalTrainer, causal_lm
+
+RUN_FILE = "run.json"
+SPLITS = ("train", "calibration", "test")
+SMALL_MODEL = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that can be known before the model's weights are loaded.
+
+    Attributes:
+        rows: split -> rows.
+        base: what ``from_pretrained`` loads.
+        tokenizer: with the control tokens added.
+        encoder: prompts and replies to ids.
+        control_ids: ``<|respond|>`` first.
+        examples: of the training rows.
+    """
+
+    recipe: Recipe
+    rows: Mapping[str, Sequence[Row]]
+    base: str
+    tokenizer: Tokenizer
+    encoder: ChatEncoder
+    control_ids: list[int]
+    examples: ExampleSet
+
+    @property
+    def run_key(self) -> dict[str, Any]:
+        """What makes two runs the same run: recipe, rows, base model."""
+        return {
+            "recipe": json.loads(json.dumps(self.recipe.to_dict(), default=str)),
+            "data": {name: data_hash(rows) for name, rows in self.rows.items()},
+            "taxonomy": self.recipe.taxonomy.hash,
+        }
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Read and check all input of a recipe, without loading the model.
+
+    Raises:
+        InputError: for any fault in rows, model name, template or tokens.
+    """
+    options = recipe.options
+    sources = {name: getattr(options, name) for name in SPLITS}
+    rows = {
+        name: read_rows(paths, recipe.taxonomy, columns=options.columns)
+        for name, paths in sources.items()
+        if paths
+    }
+    base = resolve(recipe.model_name_or_path)
+    init = recipe.sft.get("model_init_kwargs") or {}
+    passed = {k: init[k] for k in ("revision", "trust_remote_code", "token") if k in init}
+    tokenizer = load_tokenizer(base, **passed)
+    _set_template(tokenizer, recipe.sft.get("chat_template_path"))
+    encoder = ChatEncoder(tokenizer, options.system_prompt, options.chat_template_kwargs)
+    control_ids = add_control_tokens(tokenizer, recipe.taxonomy)
+    limit = recipe.sft.get("max_length", SFTConfig.max_length)
+    examples = build_examples(rows["train"], encoder, recipe.taxonomy, control_ids, limit)
+    if not examples.examples:
+        raise InputError(f"no training rows are left: all are longer than max_length {limit}")
+    return Prepared(recipe, rows, base, tokenizer, encoder, control_ids, examples)
+
+
+def _set_template(tokenizer: Tokenizer, path: str | None) -> None:
+    """TRL's ``chat_template_path``: a .jinja file, or a model whose template to use."""
+    if path is None:
+        return
+    if path.endswith((".jinja", ".j2")):
+        from refusal_tokens.files import read_text
+
+        tokenizer.chat_template = read_text(path)
+        return
+    source = load_tokenizer(resolve(path))
+    if not source.chat_template:
+        raise InputError(f"chat_template_path: {path!r} has no chat template")
+    tokenizer.chat_template = source.chat_template
+
+
+def start_run(folder: Path, prepared: Prepared, *, resume: bool, overwrite: bool) -> None:
+    """Claim a run folder, so that no run is lost to another.
+
+    Raises:
+        InputError: if it holds another run, or there is nothing to resume.
+    """
+    file = folder / RUN_FILE
+    if overwrite and folder.exists():
+        if not file.is_file() and any(folder.iterdir()):
+            raise InputError(f"{folder}: is no run folder, so --overwrite leaves it alone")
+        shutil.rmtree(folder)
+    if resume:
+        if not file.is_file():
+            raise InputError(f"{folder}: no run to resume")
+        if read_json(file) != prepared.run_key:
+            raise InputError(
+                f"{folder}: holds a run of another recipe or other rows; nothing was changed. "
+                "Resume with the same ones, or use --overwrite or another --output-dir"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise InputError(
+            f"{folder}: holds a run already; use --resume, --overwrite or another --output-dir"
+        )
+    write_json(file, prepared.run_key)
+
+
+def train(prepared: Prepared, folder: Path, *, resume: bool = False) -> CheckpointInfo:
+    """Train, save the adapter, and write the merged checkpoint to ``folder/model``.
+
+    Args:
+        prepared: from ``prepare``.
+        folder: the run folder, claimed with ``start_run``.
+        resume: go on from the last saved step.
+
+    Returns:
+        What ``refusal_tokens.json`` holds.
+
+    Raises:
+        InputError: if the loss becomes NaN, or the disk is full.
+    """
+    recipe = prepared.recipe
+    config = sft_config(recipe, folder)
+    set_seed(config.seed)
+    began = time.monotonic()
+    model = load_base(prepared, _training_dtype(recipe, config), quantised=True)
+    trainer = RefusalTrainer(
+        model=model,
+        args=config,
+        train_dataset=_dataset(prepared.examples.examples),
+        processing_class=prepared.tokenizer,
+        peft_config=_lora(recipe, model, prepared.control_ids),
+        callbacks=[LogFile(folder / "train.jsonl", keep=resume)],
+        control_ids=prepared.control_ids,
+        control_share=recipe.options.control_share,
+        reply_tokens_per_row=prepared.examples.reply_tokens / len(prepared.examples.examples),
+    )
+    check_head(trainer, prepared.examples.examples[0])
+    saved = sorted((folder / "trainer").glob("checkpoint-*")) if resume else []
+    if resume and not saved:
+        print("No step was saved before the interruption; starting from the first", flush=True)
+    result = trainer.train(resume_from_checkpoint=bool(saved) or None)
+    seconds = time.monotonic() - began
+    info = _info(prepared, trainer, result.global_step, seconds)
+    if recipe.peft_config is None:
+        merged = causal_lm(trainer.model).to(_save_dtype(recipe, causal_lm(trainer.model)))
+    else:
+        trainer.model.save_pretrained(folder / "adapter", save_embedding_layers=False)
+        del trainer, model
+        gc.collect()
+        merged = merge(prepared, folder / "adapter")
+    return save_checkpoint(folder / "model", merged, prepared.tokenizer, info)
+
+
+def sft_config(recipe: Recipe, folder: Path) -> SFTConfig:
+    """Return the recipe's ``SFTConfig``, with bfloat16 decided for this device if left open."""
+    # The template is set on the tokenizer already, before the control tokens are added; the model
+    # is loaded here.
+    taken = ("chat_template_path", "model_init_kwargs")
+    values = {key: value for key, value in recipe.sft.items() if key not in taken}
+    dtype = (recipe.sft.get("model_init_kwargs") or {}).get("dtype")
+    bf16 = fast_dtype() == torch.bfloat16 if dtype is None else dtype != "float32"
+    return SFTConfig(**sft_arguments(values, str(folder / "trainer"), bf16=bf16))
+
+
+def fast_dtype() -> torch.dtype:
+    """Return bfloat16 where this device multiplies it faster than float32, else float32."""
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(1024, 576, dtype=dtype), torch.ones(576, 1536, dtype=dtype)
+        a @ b
+        began = time.perf_counter()
+        for _ in range(10):
+            a @ b
+        seconds[dtype] = time.perf_counter() - began
+    return min(seconds, key=lambda dtype: seconds[dtype])
+
+
+def _training_dtype(recipe: Recipe, config: SFTConfig) -> torch.dtype | str:
+    """A frozen base in the dtype of the computation; a trained one in float32."""
+    init = recipe.sft.get("model_init_kwargs") or {}
+    if init.get("dtype") is not None:
+        return str(init["dtype"])
+    if recipe.peft_config is None:
+        return torch.float32
+    return torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else torch.float32
+
+
+def load_base(
+    prepared: Prepared, dtype: torch.dtype | str, *, quantised: bool = False
+) -> PreTrainedModel:
+    """Load the base model with the control tokens' rows added and started.
+
+    Args:
+        prepared: from ``prepare``.
+        dtype: of the weights.
+        quantised: apply the recipe's quantisation, as in training; a merge does not.
+    """
+    init = dict(prepared.recipe.sft.get("model_init_kwargs") or {})
+    init.pop("dtype", None)
+    if quantised and prepared.recipe.quantization_config:
+        init["quantization_config"] = BitsAndBytesConfig(**prepared.recipe.quantization_config)
+    model = load_model(prepared.base, dtype=dtype, **init)
+    fit_vocabulary(model, prepared.control_ids)
+    descriptions = prepared.recipe.taxonomy.descriptions
+    start_rows(model, prepared.tokenizer, prepared.control_ids, descriptions)
+    return model
+
+
+def merge(prepared: Prepared, adapter: Path) -> PreTrainedModel:
+    """Merge an adapter into the unquantised base, in the dtype that is saved."""
+    model = load_base(prepared, "auto")
+    dtype = _save_dtype(prepared.recipe, model)
+    if dtype != model.dtype:
+        model = load_base(prepared, dtype)
+    peft_model = PeftModel.from_pretrained(model, str(adapter))
+    return peft_model.merge_and_unload(safe_merge=True)
+
+
+def _save_dtype(recipe: Recipe, model: PreTrainedModel) -> torch.dtype:
+    asked = recipe.options.save_dtype
+    if asked != "auto":
+        return getattr(torch, asked)  # type: ignore[no-any-return]
+    parameters = sum(p.numel() for p in model.parameters())
+    return torch.float32 if parameters < SMALL_MODEL else model.dtype
+
+
+def _lora(recipe: Recipe, model: PreTrainedModel, control_ids: list[int]) -> LoraConfig | None:
+    if recipe.peft_config is None:
+        return None
+    rows = {"trainable_token_indices": trainable_token_indices(model, control_ids)}
+    return LoraConfig(**{"task_type": "CAUSAL_LM", **recipe.peft_config, **rows})
+
+
+def _dataset(examples: Sequence[Example]) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "input_ids": [example.input_ids for example in examples],
+            "labels": [example.labels for example in examples],
+            "length": [len(example.input_ids) for example in examples],
+        }
+    )
+
+
+@torch.no_grad()
+def check_head(trainer: RefusalTrainer, example: Example) -> None:
+    """Assert that the lean head scores an example as the model's own forward does.
+
+    Raises:
+        AssertionError: for an architecture whose logits it does not reproduce.
+    """
+    model = trainer.model
+    device = next(model.parameters()).device
+    ids = torch.tensor([example.input_ids], device=device)
+    labels = torch.tensor([example.labels], device=device)
+    was_training = model.training
+    model.eval()
+    lean = model(input_ids=ids, labels=labels, labelled_head=True).log_probs
+    logits = model(input_ids=ids).logits.float().log_softmax(dim=-1)
+    model.train(was_training)
+    mask = labels[0, 1:] != -100
+    plain = logits[0, :-1][mask].gather(1, labels[0, 1:][mask][:, None])[:, 0]
+    gap = (lean - plain).abs().max().item()
+    # bfloat16 logits near 20 are 0.1 wide.
+    assert gap < 0.5, f"the head's log-probabilities are off by {gap:.2f} nats"
+
+
+class LogFile(TrainerCallback):  # type: ignore[misc]
+    """Writes each log entry as a JSON line, and stops a run whose loss is no number."""
+
+    def __init__(self, path: Path, keep: bool) -> None:
+        self._path = path
+        if not keep:
+            path.unlink(missing_ok=True)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Append the entry with its step."""
+        entry = {"step": state.global_step, **(logs or {})}
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+
+def _info(
+    prepared: Prepared, trainer: RefusalTrainer, steps: int, seconds: float
+) -> CheckpointInfo:
+    examples = prepared.examples
+    return CheckpointInfo(
+        taxonomy=prepared.recipe.taxonomy,
+        control_token_ids=tuple(prepared.control_ids),
+        generation_prompt_ids=prepared.encoder.generation_prompt_ids,
+        system_prompt=prepared.recipe.options.system_prompt,
+        chat_template_kwargs=dict(prepared.recipe.options.chat_template_kwargs),
+        base_model=prepared.recipe.model_name_or_path,
+        recipe=prepared.run_key["recipe"],
+        data={
+            name: {"rows": len(rows), "hash": data_hash(rows)}
+            for name, rows in prepared.rows.items()
+        },
+        versions=versions(),
+        training={
+            "rows": len(examples.examples),
+            "rows dropped as longer than max_length": len(examples.dropped),
+            "rows without reply": sum(r.response is None for r in prepared.rows["train"]),
+            "tokens an epoch": examples.tokens,
+            "steps": steps,
+            "seconds": round(seconds, 1),
+            "device": trainer.args.device.type,
+            "dtype": "bfloat16" if trainer.args.bf16 else "float32",
+        },
+    )
