@@ -58,13 +58,9 @@ class ChatEncoder:
 
     def encode_text(self, text: str) -> list[int]:
         """Encode text as plain text, whatever special tokens it spells."""
-        backend = self.tokenizer.backend_tokenizer
-        before = backend.encode_special_tokens
-        backend.encode_special_tokens = True
-        try:
-            return list(self.tokenizer.encode(text, add_special_tokens=False))
-        finally:
-            backend.encode_special_tokens = before
+        return list(
+            self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        )
 
     @cached_property
     def generation_prompt_ids(self) -> tuple[int, ...]:

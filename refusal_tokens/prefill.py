@@ -102,7 +102,7 @@ def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def last_logits(checkpoint: Checkpoint, prompts: Sequence[Sequence[int]]) -> Tensor:
     """Return the logits at the decision position, (prompts, vocabulary), float32, nats.
 

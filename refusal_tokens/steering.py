@@ -202,7 +202,7 @@ class SteeredModel:
         policies = self._policies(policy, len(conversations))
         numbers = list(rows) if rows is not None else list(range(len(conversations)))
         processor = RefusalLogitsProcessor(self.checkpoint.info, policies, numbers)
-        inputs = self._inputs([self.checkpoint.encoder.prompt_ids(c) for c in conversations])
+        inputs = self.inputs([self.checkpoint.encoder.prompt_ids(c) for c in conversations])
         output = self._generate(inputs, processor, settings)
         width = inputs["input_ids"].shape[1]
         copies = len(output) // len(conversations)
@@ -223,7 +223,7 @@ class SteeredModel:
         (conversation,) = _conversations(prompt)
         policies = self._policies(policy, 1)
         processor = RefusalLogitsProcessor(self.checkpoint.info, policies, [0])
-        inputs = self._inputs([self.checkpoint.encoder.prompt_ids(conversation)])
+        inputs = self.inputs([self.checkpoint.encoder.prompt_ids(conversation)])
         streamer = TextIteratorStreamer(
             self.checkpoint.tokenizer, skip_prompt=True, skip_special_tokens=True
         )
@@ -253,12 +253,12 @@ class SteeredModel:
             raise InputError(f"{len(policy)} policies for {n} prompts; allowed: one, or one each")
         return list(policy)
 
-    def _inputs(self, prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        """Pad on the left, so that all decision positions fall together."""
+    def inputs(self, prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Return batched ids and mask, padded on the left: all decision positions fall together."""
         longest = max(map(len, prompts))
         padding = [longest - len(prompt) for prompt in prompts]
         pairs = list(zip(padding, prompts, strict=True))
-        ids = [[self._pad_id] * n + list(prompt) for n, prompt in pairs]
+        ids = [[self.pad_id] * n + list(prompt) for n, prompt in pairs]
         mask = [[0] * n + [1] * len(prompt) for n, prompt in pairs]
         device = self.checkpoint.model.device
         return {
@@ -267,7 +267,8 @@ class SteeredModel:
         }
 
     @property
-    def _pad_id(self) -> int:
+    def pad_id(self) -> int:
+        """The id that pads batches."""
         tokenizer = self.checkpoint.tokenizer
         pad = tokenizer.pad_token_id
         return int(pad if pad is not None else tokenizer.eos_token_id or 0)
@@ -285,7 +286,7 @@ class SteeredModel:
         processor: RefusalLogitsProcessor,
         settings: Mapping[str, Any],
     ) -> Tensor:
-        own = {"max_new_tokens": 256, "pad_token_id": self._pad_id, **settings}
+        own = {"max_new_tokens": 256, "pad_token_id": self.pad_id, **settings}
         others = own.pop("logits_processor", [])
         processors = LogitsProcessorList([*others, processor])
         generated = self.checkpoint.model.generate(  # type: ignore[operator]

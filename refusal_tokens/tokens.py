@@ -104,7 +104,7 @@ class SparseTokensLayer(TrainableTokensLayer):
             bias = getattr(self.base_layer, "bias", None)
             if bias is not None:
                 logits = logits + bias[ids]
-            return result.float().index_copy(-1, ids, logits)
+            return result.to(torch.float32, copy=True).index_copy_(-1, ids, logits)
 
     def _replace_embeddings(self, x: Tensor, result: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         scale = self._get_embed_scale()

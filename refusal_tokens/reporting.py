@@ -1,0 +1,79 @@
+"""What follows training: profiles of the run's splits, its model card, and one screen of rates."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from refusal_tokens.checkpoint import load_checkpoint
+from refusal_tokens.curves import summarise, summary_table
+from refusal_tokens.evaluate import adherence, forced_outcomes, write_outcomes
+from refusal_tokens.files import write_text
+from refusal_tokens.model_card import model_card
+from refusal_tokens.policy import Policy
+from refusal_tokens.prefill import profile_rows
+from refusal_tokens.profiles import write_profile
+from refusal_tokens.rows import Row
+from refusal_tokens.steering import SteeredModel
+
+REPORTED = ("test", "calibration")
+
+
+def report_run(folder: Path, rows: Mapping[str, Sequence[Row]]) -> str:
+    """Profile a run's calibration and test rows, complete its card, and return the screen to print.
+
+    The screen shows the test rows, or the calibration rows where there are none.
+    """
+    names = [name for name in REPORTED if name in rows]
+    if not names:
+        return f"{folder / 'model'} is ready; its recipe names no rows to measure it on.\n" + _next(folder)
+    checkpoint = load_checkpoint(folder / "model")
+    profiles = {name: profile_rows(checkpoint, rows[name]) for name in names}
+    for name, profile in profiles.items():
+        write_profile(folder / f"{name}.parquet", profile)
+    summary = summarise(profiles[names[0]], Policy().knobs(checkpoint.info.taxonomy))
+    write_text(checkpoint.path / "README.md", model_card(checkpoint.info, summary))
+    title = f"{folder}: {len(rows[names[0]])} {names[0]} prompts at bias 0, by token, 95% intervals"
+    return "\n".join(["", title, "", summary_table(summary), "", _next(folder)])
+
+
+def _next(folder: Path) -> str:
+    prompt = "How do I get rid of my neighbour's dog?"
+    return "\n".join(
+        [
+            "Next:",
+            f'  refusal-tokens generate {folder} --sweep safety=-8,0,8 "{prompt}"',
+            f'  refusal-tokens inspect {folder} "{prompt}"',
+            f"  refusal-tokens chat {folder}",
+        ]
+    )
+
+
+def evaluate_adherence(
+    model: SteeredModel, rows: Sequence[Row], options: argparse.Namespace
+) -> str:
+    """Force each control token on up to ``options.limit`` prompts; return the table of adherence.
+
+    Refusal tokens are forced on all kinds of prompt, ``<|respond|>`` on those labelled respond.
+    """
+    tokens = model.checkpoint.info.taxonomy.tokens
+    benign = [row for row in rows if row.label == "respond"]
+    settings = {"max_new_tokens": options.max_new_tokens}
+    outcomes = forced_outcomes(model, _spread(benign, options.limit), tokens[:1], **settings)
+    outcomes += forced_outcomes(model, _spread(rows, options.limit), tokens[1:], **settings)
+    fingerprint = model.checkpoint.info.model_fingerprint
+    write_outcomes(options.output, outcomes, {"model_fingerprint": fingerprint})
+    rates = adherence(outcomes)
+    if options.json:
+        return json.dumps({token: rate.__dict__ for token, rate in rates.items()}, indent=2)
+    lines = [f"{options.output}: text that agrees with the forced token, rules judge"]
+    lines += [f"{token:26}{rate}" for token, rate in rates.items()]
+    return "\n".join(lines)
+
+
+def _spread(rows: Sequence[Row], limit: int) -> list[Row]:
+    """Take rows evenly from the whole file, so that no category comes short."""
+    step = max(1.0, len(rows) / limit)
+    return [rows[int(i * step)] for i in range(min(limit, len(rows)))]

@@ -1,0 +1,191 @@
+"""Training through the command a user types, on a tiny model: every recipe, resume, refusals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from conftest import ROOT, tiny_settings
+from refusal_tokens.checkpoint import fingerprint, load_info
+from refusal_tokens.cli import main
+from refusal_tokens.profiles import read_profile
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+# What makes a recipe of any size run in seconds here.
+SHORTENED = [
+    "max_steps=2",
+    "per_device_train_batch_size=2",
+    "gradient_accumulation_steps=2",
+    "save_steps=1",
+    "logging_steps=1",
+    "chat_template_path=null",
+    "optim=adamw_torch",
+]
+
+
+def run(recipe: str | Path, folder: Path, settings: list[str], *flags: str) -> int:
+    sets = [argument for setting in settings for argument in ("--set", setting)]
+    return main(["train", str(recipe), "--output-dir", str(folder), *sets, *flags])
+
+
+def test_all_recipes_are_found() -> None:
+    assert len(RECIPES) == 5
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_trains_a_tiny_model(
+    recipe: Path, tiny_run: Path, tiny_base: Callable[[bool], Path], rows_file: Path, tmp_path: Path
+) -> None:
+    settings = [*tiny_settings(tiny_base(False), rows_file), *SHORTENED]
+    assert run(recipe, tmp_path / "run", settings) == 0
+    info = load_info(tmp_path / "run")
+    assert info.training["steps"] == 2
+    assert len(read_profile(tmp_path / "run" / "test.parquet")) == 12
+
+
+def test_a_run_folder_holds_what_it_should(tiny_run: Path) -> None:
+    names = {path.name for path in tiny_run.iterdir()}
+    assert {"model", "adapter", "train.jsonl", "run.json"} <= names
+    assert {"calibration.parquet", "test.parquet"} <= names
+    model = {path.name for path in (tiny_run / "model").iterdir()}
+    assert {"model.safetensors", "tokenizer.json", "refusal_tokens.json", "README.md"} <= model
+    assert not [name for name in model if name.endswith((".bin", ".pkl", ".pt"))]
+
+
+def test_every_logged_step_carries_both_losses(tiny_run: Path) -> None:
+    entries = [json.loads(line) for line in (tiny_run / "train.jsonl").read_text().splitlines()]
+    steps = [entry for entry in entries if "control_nll" in entry]
+    assert [entry["step"] for entry in steps] == [1, 2, 3, 4, 5]
+
+
+def test_plain_transformers_loads_the_checkpoint(tiny_run: Path) -> None:
+    folder = tiny_run / "model"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    info = load_info(tiny_run)
+    assert model.dtype == torch.float32
+    assert tokenizer.convert_tokens_to_ids(list(info.taxonomy.tokens)) == list(
+        info.control_token_ids
+    )
+    assert fingerprint(folder) == info.model_fingerprint
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end in model.generation_config.eos_token_id
+
+
+def test_the_card_holds_the_measured_rates(tiny_run: Path) -> None:
+    card = (tiny_run / "model" / "README.md").read_text("utf-8")
+    assert "Not measured" not in card
+    assert "n=12" in card
+
+
+def test_old_rows_are_bitwise_unchanged(tiny_run: Path, tiny_base: Callable[[bool], Path]) -> None:
+    before = AutoModelForCausalLM.from_pretrained(tiny_base(True)).get_input_embeddings().weight
+    after = AutoModelForCausalLM.from_pretrained(tiny_run / "model").get_input_embeddings().weight
+    assert torch.equal(after[: len(before)], before)
+    assert len(after) == len(before) + 6
+
+
+def test_another_run_s_folder_is_left_alone(
+    tiny_run: Path, tiny_base: Callable[[bool], Path], rows_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = fingerprint(tiny_run / "model")
+    settings = tiny_settings(tiny_base(True), rows_file)
+    assert run(ROOT / "recipes" / "tiny.yaml", tiny_run, settings) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    other = [*settings, "learning_rate=0.5"]
+    assert run(ROOT / "recipes" / "tiny.yaml", tiny_run, other, "--resume") == 2
+    assert "another recipe" in capsys.readouterr().err
+    assert fingerprint(tiny_run / "model") == before
+
+
+def test_overwrite_spares_a_folder_that_is_no_run(
+    tiny_run: Path, tiny_base: Callable[[bool], Path], rows_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    settings = tiny_settings(tiny_base(True), rows_file)
+    assert run(ROOT / "recipes" / "tiny.yaml", tmp_path, settings, "--overwrite") == 2
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_a_killed_run_resumes_to_the_same_weights(
+    tiny_run: Path, tiny_base: Callable[[bool], Path], rows_file: Path, tmp_path: Path
+) -> None:
+    settings = [
+        *tiny_settings(tiny_base(True), rows_file),
+        *("max_steps=60", "save_steps=10", "refusal_tokens.calibration=[]"),
+    ]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert run(ROOT / "recipes" / "tiny.yaml", straight, settings) == 0
+
+    sets = [argument for setting in settings for argument in ("--set", setting)]
+    command = [sys.executable, "-m", "refusal_tokens.cli", "train", "recipes/tiny.yaml"]
+    command += ["--output-dir", str(broken), *sets]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (broken / "trainer" / "checkpoint-20" / "trainer_state.json").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (broken / "model").exists()
+
+    assert run(ROOT / "recipes" / "tiny.yaml", broken, settings, "--resume") == 0
+    steps = [json.loads(line) for line in (broken / "train.jsonl").read_text().splitlines()]
+    assert max(entry["step"] for entry in steps) == 60
+    a = AutoModelForCausalLM.from_pretrained(straight / "model").state_dict()
+    b = AutoModelForCausalLM.from_pretrained(broken / "model").state_dict()
+    assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
+
+
+def test_a_loss_that_is_no_number_stops_with_advice(
+    tiny_run: Path,
+    tiny_base: Callable[[bool], Path],
+    rows_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = [*tiny_settings(tiny_base(True), rows_file), "learning_rate=10", "max_steps=200"]
+    settings += ["max_grad_norm=0", "peft_config.lora_alpha=100000", "bf16=false"]
+    assert run(ROOT / "recipes" / "tiny.yaml", tmp_path / "run", settings) == 2
+    assert "lower learning_rate" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_dry_run_prints_and_leaves_nothing(
+    tiny_base: Callable[[bool], Path],
+    rows_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = tiny_settings(tiny_base(True), rows_file)
+    assert run(ROOT / "recipes" / "tiny.yaml", tmp_path / "run", settings, "--dry-run") == 0
+    output = capsys.readouterr().out
+    assert "rows     12 (4 without reply" in output
+    assert "5 steps" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_long_rows_are_dropped_and_named(
+    tiny_base: Callable[[bool], Path],
+    rows_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    long = {"id": "long", "prompt": "word " * 400, "label": "respond", "response": "Yes."}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(rows_file.read_text() + json.dumps(long) + "\n")
+    settings = tiny_settings(tiny_base(True), path)
+    assert run(ROOT / "recipes" / "tiny.yaml", tmp_path / "run", settings, "--dry-run") == 0
+    captured = capsys.readouterr()
+    assert "row 'long' is dropped" in captured.err
+    assert "1 dropped" in captured.out
