@@ -32,7 +32,7 @@ def seconds(model: SteeredModel, steered: bool) -> float:
     prompts = [encoder.prompt_ids([{"role": "user", "content": text}]) for text in PROMPTS]
     processors = LogitsProcessorList()
     if steered:
-        policy = Policy(bias={name: -50.0 for name in checkpoint.info.taxonomy.knobs})
+        policy = Policy(bias=dict.fromkeys(checkpoint.info.taxonomy.knobs, -50.0))
         processors.append(RefusalLogitsProcessor(checkpoint.info, policy))
     began = time.perf_counter()
     checkpoint.model.generate(  # type: ignore[operator]

@@ -62,10 +62,10 @@ def count_tokens(trainer: Any) -> int:
 
 def run_peer(count: int) -> Any:
     """Build plain TRL, all at its defaults but for batch size, rank and one pass."""
+    from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    from datasets import Dataset
     from refusal_tokens.base_model import resolve
     from refusal_tokens.recipe import load_recipe
 

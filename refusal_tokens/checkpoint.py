@@ -188,7 +188,7 @@ def load_checkpoint(
         )
     model = load_model(str(folder), dtype=dtype)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(place).eval()  # type: ignore[arg-type]
+    model.to(place).eval()
     return Checkpoint(folder, info, model, tokenizer)
 
 
@@ -201,4 +201,3 @@ def info_summary(info: CheckpointInfo) -> dict[str, Any]:
         "versions": dict(info.versions),
         "taxonomy_hash": info.taxonomy.hash,
     }
-

@@ -185,7 +185,9 @@ def _data_files(paths: Sequence[str]) -> list[str]:
     files: list[str] = []
     for path in paths:
         if Path(path).is_dir():
-            found = sorted(str(p) for s in ("jsonl", "parquet", "csv") for p in Path(path).glob(f"*.{s}"))
+            found = sorted(
+                str(p) for s in ("jsonl", "parquet", "csv") for p in Path(path).glob(f"*.{s}")
+            )
             if not found:
                 raise InputError(f"{path}: no .jsonl, .parquet or .csv file in this folder")
             files += found
@@ -373,7 +375,9 @@ def _generate(options: argparse.Namespace) -> None:
         for row, reply in zip(rows, replies, strict=True):
             _print_reply(prompts[row], reply, options)
     if not options.json:
-        print(f"\nNext: refusal-tokens inspect {options.checkpoint} PROMPT   (why, and what flips it)")
+        print(
+            f"\nNext: refusal-tokens inspect {options.checkpoint} PROMPT   (why, and what flips it)"
+        )
 
 
 def _text_settings(options: argparse.Namespace) -> dict[str, Any]:

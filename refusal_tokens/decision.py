@@ -201,7 +201,7 @@ def flips(control_logits: NDArray[np.floating], setting: Knobs) -> list[Flip]:
             if then != now:
                 found.append(Flip(index, bias, then))
     found.sort(key=lambda flip: abs(flip.bias - setting.bias[flip.knob]))
-    nearest = {}
+    nearest: dict[int, Flip] = {}
     for flip in found:
         nearest.setdefault(flip.knob, flip)
     return list(nearest.values())

@@ -13,7 +13,8 @@ from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import SFTConfig
 
-from refusal_tokens.training import Prepared, fast_dtype
+from refusal_tokens.base_model import fast_dtype
+from refusal_tokens.training import Prepared
 
 # Multiply-adds per second and core, measured on AVX-512 bfloat16; half of it without.
 FLOPS_PER_CORE = 1.0e11
@@ -87,9 +88,7 @@ def estimate(prepared: Prepared, folder: Path) -> Estimate:
     )
 
 
-def _memory(
-    prepared: Prepared, parameters: int, batch: int, config: object, lora: bool
-) -> float:
+def _memory(prepared: Prepared, parameters: int, batch: int, config: object, lora: bool) -> float:
     weight = 4.0
     if lora:
         weight = 0.6 if prepared.recipe.quantization_config else 2.0

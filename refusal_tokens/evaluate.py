@@ -91,7 +91,7 @@ def _continue_after(
     processor = RefusalLogitsProcessor(checkpoint.info, Policy())
     inputs = model.inputs(prompts)
     with torch.no_grad():
-        output = checkpoint.model.generate(  # type: ignore[operator]
+        output = checkpoint.model.generate(
             **inputs,
             logits_processor=LogitsProcessorList([processor]),
             max_new_tokens=max_new_tokens,

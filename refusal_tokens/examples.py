@@ -1,4 +1,4 @@
-"""Rows to training examples: prompt ids, the control token, reply ids, and labels on the last two."""
+"""Rows to training examples: prompt, control token, reply, and labels on the last two."""
 
 from __future__ import annotations
 

@@ -78,8 +78,9 @@ def inspect_prompt(
         decision_probabilities=by_token(chances),
         control_mass=float(np.exp(total - np.logaddexp.reduce(full.astype(np.float64)))),
         margin=float(margin[0]),
-        decision=names[int(decide(logits[None, :], setting)[0])] if not setting.temperature else
-        names[int(chances.argmax())],
+        decision=names[int(decide(logits[None, :], setting)[0])]
+        if not setting.temperature
+        else names[int(chances.argmax())],
         changes=tuple(
             KnobChange(
                 taxonomy.knobs[flip.knob],

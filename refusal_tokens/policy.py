@@ -138,9 +138,7 @@ def _faults(policy: Policy) -> list[str]:
 
 
 def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    )
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def policy_from_dict(data: Any, where: str) -> Policy:
@@ -171,9 +169,9 @@ def policy_from_dict(data: Any, where: str) -> Policy:
         bounds[knob] = Bounds(**entry)
     if faults:
         raise one_message(faults, where)
-    fields = {key: value for key, value in data.items() if key != "schema_version"}
+    values: dict[str, Any] = {key: v for key, v in data.items() if key != "schema_version"}
     try:
-        return Policy(**{**fields, "bounds": bounds})
+        return Policy(**{**values, "bounds": bounds})
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 

@@ -49,7 +49,9 @@ def profile_rows(
     control = np.zeros((len(rows), width), np.float32)
     rest_max = np.zeros(len(rows), np.float32)
     rest = {t: np.zeros(len(rows), np.float32) for t in temperatures}
-    with tqdm(total=len(rows), desc="Profiling", unit="prompt", delay=2, disable=not progress) as bar:
+    with tqdm(
+        total=len(rows), desc="Profiling", unit="prompt", delay=2, disable=not progress
+    ) as bar:
         for batch in _batches([len(prompt) for prompt in prompts], batch_tokens):
             logits = last_logits(checkpoint, [prompts[i] for i in batch])
             ids = torch.tensor(checkpoint.info.control_token_ids, device=logits.device)

@@ -214,9 +214,7 @@ def _section(
     return _checked(value, kind, f"{key}.", ranges, faults)
 
 
-def _quantization(
-    data: Mapping[str, Any], kind: type, faults: list[str]
-) -> dict[str, Any] | None:
+def _quantization(data: Mapping[str, Any], kind: type, faults: list[str]) -> dict[str, Any] | None:
     """BitsAndBytesConfig is no dataclass: its constructor's parameters are its arguments."""
     value = data.get("quantization_config")
     if value is None:
@@ -339,9 +337,7 @@ def _options(section: Any, faults: list[str]) -> RefusalOptions | None:
         faults.append("refusal_tokens.train: missing; name at least one file of rows")
     share = values["control_share"] = values.get("control_share", 0.5)
     if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
-        faults.append(
-            f"refusal_tokens.control_share: found {share!r}; allowed: above 0, to 1"
-        )
+        faults.append(f"refusal_tokens.control_share: found {share!r}; allowed: above 0, to 1")
     if values.get("save_dtype", "auto") not in SAVE_DTYPES:
         found = values["save_dtype"]
         faults.append(f"refusal_tokens.save_dtype: {unknown('dtype', found, SAVE_DTYPES)}")
@@ -372,9 +368,7 @@ def _taxonomy(options: RefusalOptions, faults: list[str]) -> Taxonomy | None:
             return default_taxonomy(bool(options.single_token))
         if isinstance(options.taxonomy, str):
             return load_taxonomy(options.taxonomy, options.single_token)
-        return taxonomy_from_dict(
-            options.taxonomy, "refusal_tokens.taxonomy", options.single_token
-        )
+        return taxonomy_from_dict(options.taxonomy, "refusal_tokens.taxonomy", options.single_token)
     except InputError as error:
         faults.append(str(error))
         return None

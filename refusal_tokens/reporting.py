@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from refusal_tokens.base_model import fast_dtype
 from refusal_tokens.checkpoint import load_checkpoint
 from refusal_tokens.curves import summarise, summary_table
 from refusal_tokens.evaluate import adherence, forced_outcomes, write_outcomes
@@ -28,8 +29,10 @@ def report_run(folder: Path, rows: Mapping[str, Sequence[Row]]) -> str:
     """
     names = [name for name in REPORTED if name in rows]
     if not names:
-        return f"{folder / 'model'} is ready; its recipe names no rows to measure it on.\n" + _next(folder)
-    checkpoint = load_checkpoint(folder / "model")
+        return f"{folder / 'model'} is ready; its recipe names no rows to measure it on.\n" + _next(
+            folder
+        )
+    checkpoint = load_checkpoint(folder / "model", dtype=fast_dtype())
     profiles = {name: profile_rows(checkpoint, rows[name]) for name in names}
     for name, profile in profiles.items():
         write_profile(folder / f"{name}.parquet", profile)

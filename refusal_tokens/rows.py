@@ -1,4 +1,4 @@
-"""Labelled rows: read them strictly from JSONL, Parquet, CSV or the Hub, and split them by group."""
+"""Labelled rows: read strictly from JSONL, Parquet, CSV or the Hub, and split by group."""
 
 from __future__ import annotations
 
@@ -130,7 +130,8 @@ def _records(path: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
     reader = readers.get(Path(path).suffix.lower())
     if reader is None:
         raise InputError(
-            f"{path}: unknown kind of file; allowed: {', '.join(readers)}, or hub:owner/name[:split]"
+            f"{path}: unknown kind of file; allowed: {', '.join(readers)}, "
+            "or hub:owner/name[:split]"
         )
     return reader(path)
 
@@ -204,9 +205,18 @@ def _row_from_record(
     faults += _token_faults(record.get("response"), taxonomy)
     if faults:
         return None, faults
-    fields = {field: record.get(field) for field in FIELDS if field not in ("prompt", "group")}
-    fields["train_control"] = record.get("train_control") is not False
-    return Row(prompt=prompt, group=record.get("group") or record["id"], **fields), []
+    row = Row(
+        id=record["id"],
+        prompt=prompt,
+        response=record.get("response"),
+        label=record["label"],
+        category=record.get("category"),
+        group=record.get("group") or record["id"],
+        subcategory=record.get("subcategory"),
+        source=record.get("source"),
+        train_control=record.get("train_control") is not False,
+    )
+    return row, []
 
 
 def _text_faults(record: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -218,7 +218,7 @@ class SteeredModel:
 
     def stream(
         self, prompt: Prompt, policy: Policy | None = None, **settings: Any
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, Reply]:
         """Yield the text of one reply piece by piece; the generator's return value is the Reply."""
         (conversation,) = _conversations(prompt)
         policies = self._policies(policy, 1)
@@ -289,14 +289,10 @@ class SteeredModel:
         own = {"max_new_tokens": 256, "pad_token_id": self.pad_id, **settings}
         others = own.pop("logits_processor", [])
         processors = LogitsProcessorList([*others, processor])
-        generated = self.checkpoint.model.generate(  # type: ignore[operator]
-            **inputs, logits_processor=processors, **own
-        )
+        generated = self.checkpoint.model.generate(**inputs, logits_processor=processors, **own)
         return cast(Tensor, generated)
 
-    def _reply(
-        self, ids: list[int], policy: Policy, observed: Observation, row: int
-    ) -> Reply:
+    def _reply(self, ids: list[int], policy: Policy, observed: Observation, row: int) -> Reply:
         info = self.checkpoint.info
         controls = list(info.control_token_ids)
         ids = self._until_end(ids)

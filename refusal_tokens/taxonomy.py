@@ -78,7 +78,10 @@ class Taxonomy:
     def descriptions(self) -> tuple[str, ...]:
         """What each of the K+1 tokens stands for, in the order of ``tokens``."""
         refusals = [category.description for category in self.categories]
-        return (self.respond_description, *([" ".join(refusals)] if self.single_token else refusals))
+        return (
+            self.respond_description,
+            *([" ".join(refusals)] if self.single_token else refusals),
+        )
 
     @cached_property
     def hash(self) -> str:
@@ -158,7 +161,9 @@ def taxonomy_from_dict(data: Any, where: str, single_token: bool | None = None) 
         InputError: listing every fault.
     """
     if not isinstance(data, Mapping):
-        raise InputError(f"{where}: found {type(data).__name__}; allowed: a mapping with categories")
+        raise InputError(
+            f"{where}: found {type(data).__name__}; allowed: a mapping with categories"
+        )
     allowed = ("respond", "categories", "single_token")
     faults = [f"{where}: {unknown('key', key, allowed)}" for key in data if key not in allowed]
     entries = data.get("categories")

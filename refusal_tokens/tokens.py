@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,6 +69,38 @@ def start_rows(
             weight[token] = weight[words].float().mean(dim=0).to(weight.dtype)
 
 
+@torch.no_grad()
+def lift_rows(model: PreTrainedModel, ids: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+    """Shift the control tokens' output rows so that they hold most of the first position's mass.
+
+    A fresh row scores a dozen nats below the words a reply usually opens with, and training spends
+    its first steps on closing that gap instead of on telling prompts apart. The gap is closed
+    here: all rows move by the same small vector along the mean hidden state at the decision
+    position, so that their differences, which come from the descriptions, stay as they are.
+
+    Args:
+        model: with rows started.
+        ids: of the control tokens.
+        prompts: token ids up to the decision position; a few dozen are enough.
+    """
+    head = model.get_output_embeddings()
+    device = head.weight.device
+    states = [
+        model.base_model(torch.tensor([list(prompt)], device=device)).last_hidden_state[0, -1]
+        for prompt in prompts
+    ]
+    hidden = torch.stack(states).float()
+    logits = hidden @ head.weight.float().T
+    control = logits[:, list(ids)].mean()
+    logits[:, list(ids)] = -torch.inf
+    # Together they should score log(9) above the rest: nine tenths of the mass.
+    wanted = torch.logsumexp(logits, dim=1).mean() + math.log(9 / len(ids))
+    mean = hidden.mean(dim=0)
+    shift = (wanted - control) * mean / (mean @ mean)
+    for token in ids:
+        head.weight[token] = (head.weight[token].float() + shift).to(head.weight.dtype)
+
+
 def trainable_token_indices(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]]:
     """Return PEFT's ``trainable_token_indices`` for the rows of both ends of a model."""
     modules = {module: name for name, module in model.named_modules()}
@@ -79,7 +112,7 @@ def trainable_token_indices(model: PreTrainedModel, ids: Sequence[int]) -> dict[
     return indices
 
 
-class SparseTokensLayer(TrainableTokensLayer):
+class SparseTokensLayer(TrainableTokensLayer):  # type: ignore[misc]
     """PEFT's layer for training single token rows, without touching the rest of the matrix.
 
     PEFT copies the whole matrix at each forward and builds a dense gradient of it at each backward.
@@ -123,6 +156,8 @@ def make_rows_sparse(model: nn.Module) -> None:
     """
     for module in model.modules():
         if type(module) is TrainableTokensLayer:
+            # The layer keeps its parameters and hooks; only how it computes changes.
             module.__class__ = SparseTokensLayer
-            for rows in module.trainable_tokens_delta.values():
-                rows.data = rows.data.float()
+            for name, parameter in module.named_parameters():
+                if "trainable_tokens_delta" in name:
+                    parameter.data = parameter.data.float()

@@ -6,6 +6,7 @@ import types
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -105,7 +106,8 @@ class RefusalTrainer(SFTTrainer):  # type: ignore[misc]
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
     """Return the transformers model inside a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base
 
 
 def add_labelled_head(model: PreTrainedModel) -> None:
@@ -163,7 +165,7 @@ def weighted_nll(
         likely token, both (positions,).
     """
     parameters = [p for p in head.parameters() if p.requires_grad]
-    results: tuple[Tensor, Tensor, Tensor] = _WeightedNLL.apply(
+    results: tuple[Tensor, Tensor, Tensor] = _WeightedNLL.apply(  # type: ignore[no-untyped-call]
         head, transform, hidden, targets, weights, *parameters
     )
     return results

@@ -18,7 +18,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, ProgressCallback, 
 from transformers import PreTrainedTokenizerFast as Tokenizer
 from trl import SFTConfig
 
-from refusal_tokens.base_model import load_model, load_tokenizer, resolve
+from refusal_tokens.base_model import fast_dtype, load_model, load_tokenizer, resolve
 from refusal_tokens.chat import ChatEncoder
 from refusal_tokens.checkpoint import CheckpointInfo, save_checkpoint, versions
 from refusal_tokens.errors import InputError
@@ -30,6 +30,7 @@ from refusal_tokens.rows import Row, data_hash, read_rows
 from refusal_tokens.tokens import (
     add_control_tokens,
     fit_vocabulary,
+    lift_rows,
     start_rows,
     trainable_token_indices,
 )
@@ -179,6 +180,7 @@ def build_trainer(prepared: Prepared, folder: Path, *, keep_log: bool = False) -
     set_seed(config.seed)
     model = load_base(prepared, _training_dtype(recipe, config), quantised=True)
     examples = prepared.examples
+    lift_rows(model, prepared.control_ids, _sample_prompts(examples.examples))
     trainer = RefusalTrainer(
         model=model,
         args=config,
@@ -206,21 +208,6 @@ def sft_config(recipe: Recipe, folder: Path) -> SFTConfig:
     dtype = (recipe.sft.get("model_init_kwargs") or {}).get("dtype")
     bf16 = fast_dtype() == torch.bfloat16 if dtype is None else dtype != "float32"
     return SFTConfig(**sft_arguments(values, str(folder / "trainer"), bf16=bf16))
-
-
-def fast_dtype() -> torch.dtype:
-    """Return bfloat16 where this device multiplies it faster than float32, else float32."""
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.ones(1024, 576, dtype=dtype), torch.ones(576, 1536, dtype=dtype)
-        a @ b
-        began = time.perf_counter()
-        for _ in range(10):
-            a @ b
-        seconds[dtype] = time.perf_counter() - began
-    return min(seconds, key=lambda dtype: seconds[dtype])
 
 
 def _training_dtype(recipe: Recipe, config: SFTConfig) -> torch.dtype | str:
@@ -277,6 +264,12 @@ def _lora(recipe: Recipe, model: PreTrainedModel, control_ids: list[int]) -> Lor
         return None
     rows = {"trainable_token_indices": trainable_token_indices(model, control_ids)}
     return LoraConfig(**{"task_type": "CAUSAL_LM", **recipe.peft_config, **rows})
+
+
+def _sample_prompts(examples: Sequence[Example], count: int = 32) -> list[list[int]]:
+    """The prompts of examples taken evenly from the whole set."""
+    step = max(1, len(examples) // count)
+    return [example.input_ids[: example.prompt_length] for example in examples[::step][:count]]
 
 
 def _dataset(examples: Sequence[Example]) -> Dataset:

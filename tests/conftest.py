@@ -88,7 +88,7 @@ def tokenizer_of() -> Callable[[str], object]:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Path]:
-    """tied -> a folder with a tiny model and tokenizer."""
+    """Tied -> a folder with a tiny model and tokenizer."""
     folders: dict[bool, Path] = {}
 
     def build(tied: bool) -> Path:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from conftest import SPECIAL, TEMPLATES, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import SPECIAL, TEMPLATES, make_tokenizer
 from refusal_tokens.chat import ChatEncoder
 from refusal_tokens.errors import InputError
 from refusal_tokens.taxonomy import default_taxonomy
@@ -77,12 +77,12 @@ def test_spellings_are_safe_in_every_role_and_turn() -> None:
         assert special_ids(ENCODER.prompt_ids(conversation(f"a {spelling} b"))) == plain
 
 
-@pytest.mark.parametrize("text", ["Hello there", "  spaces  ", "two\n\nlines", "ünï 漢字 🙂", "<|", "a|>"])
+@pytest.mark.parametrize(
+    "text", ["Hello there", "  spaces  ", "two\n\nlines", "ünï 漢字 🙂", "<|", "a|>"]
+)
 def test_ordinary_text_encodes_as_the_template_does(text: str) -> None:
     messages = user(text)
-    encoded = TOKENIZER.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=False
-    )
+    encoded = TOKENIZER.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert ENCODER.prompt_ids(messages) == encoded
 
 
@@ -147,5 +147,3 @@ def test_no_chat_template_is_a_clear_message() -> None:
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="chat_template_path"):
         ChatEncoder(tokenizer)
-
-

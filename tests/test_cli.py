@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from conftest import ROOT, tiny_settings
+
 from refusal_tokens.cli import main
 from refusal_tokens.policy import Bounds, Policy, save_policy
 
@@ -62,7 +62,11 @@ def test_a_sweep_replies_once_for_each_setting(tiny_run: Path, capsys: Capture) 
 
 
 def test_prompts_come_from_a_file_or_standard_input(
-    tiny_run: Path, rows_file: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    tiny_run: Path,
+    rows_file: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     short = ["--max-new-tokens", "2", "--json"]
     out = ok(["generate", str(tiny_run), "--input", str(rows_file), *short], capsys)
@@ -199,7 +203,10 @@ def test_a_control_token_in_a_prompt_is_a_warning_only(tmp_path: Path, capsys: C
     [
         (["train", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["train", "recipes/tiny.yaml", "--set", "model_name_or_path=./no"], "no such folder"),
-        (["train", "recipes/tiny.yaml", "--set", "model_name_or_path=smollm2-135m"], "did you mean"),
+        (
+            ["train", "recipes/tiny.yaml", "--set", "model_name_or_path=smollm2-135m"],
+            "did you mean",
+        ),
         (["data", "check", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["data", "check", "README.md"], "unknown kind of file"),
         (["data", "check", "tests"], "no .jsonl, .parquet or .csv file"),

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-
 from conftest import ROOT
+
 from refusal_tokens.errors import InputError
 from refusal_tokens.recipe import load_recipe, recipe_from_dict
 

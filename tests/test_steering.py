@@ -49,7 +49,9 @@ def test_batched_and_padded_equals_single(model: SteeredModel) -> None:
     alone = [model.generate(prompt, **SHORT)[0] for prompt in PROMPTS]
     for a, b in zip(together, alone, strict=True):
         assert a.token_ids == b.token_ids
-        assert np.allclose(list(a.probabilities.values()), list(b.probabilities.values()), atol=1e-5)
+        assert np.allclose(
+            list(a.probabilities.values()), list(b.probabilities.values()), atol=1e-5
+        )
         assert a.control_mass == pytest.approx(b.control_mass, abs=1e-5)
 
 

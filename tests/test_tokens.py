@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_model, make_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.nn import functional
 
-from conftest import make_model, make_tokenizer
 from refusal_tokens.errors import InputError
 from refusal_tokens.head import LogitTransform
 from refusal_tokens.taxonomy import default_taxonomy
@@ -19,6 +19,7 @@ from refusal_tokens.tokens import (
     SparseTokensLayer,
     add_control_tokens,
     fit_vocabulary,
+    lift_rows,
     make_rows_sparse,
     start_rows,
     trainable_token_indices,
@@ -206,3 +207,22 @@ def test_weighted_nll_matches_plain_autograd_over_several_chunks(bias: bool) -> 
     assert torch.equal(is_top1, logits.argmax(-1) == targets)
     for a, b in zip(found, expected, strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_lifting_gives_the_control_tokens_the_mass_and_keeps_their_differences(tied: bool) -> None:
+    model, _, ids, old = base(tied)
+    prompts = [[20 + i, 30, 40 + i, 50] for i in range(8)]
+
+    def control_mass() -> float:
+        with torch.no_grad():
+            logits = torch.cat([model(torch.tensor([p])).logits[:, -1] for p in prompts])
+        return logits.softmax(-1)[:, ids].sum(-1).mean().item()
+
+    head = model.get_output_embeddings().weight
+    before, frozen = head[ids].clone(), head[:old].clone()
+    assert control_mass() < 0.1
+    lift_rows(model, ids, prompts)
+    assert control_mass() > 0.5
+    assert torch.allclose(head[ids] - head[ids[0]], before - before[0], atol=1e-5)
+    assert torch.equal(head[:old], frozen)

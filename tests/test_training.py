@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, tiny_settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import ROOT, tiny_settings
 from refusal_tokens.checkpoint import fingerprint, load_info
 from refusal_tokens.cli import main
 from refusal_tokens.profiles import read_profile
@@ -95,7 +95,10 @@ def test_old_rows_are_bitwise_unchanged(tiny_run: Path, tiny_base: Callable[[boo
 
 
 def test_another_run_s_folder_is_left_alone(
-    tiny_run: Path, tiny_base: Callable[[bool], Path], rows_file: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: Path,
+    tiny_base: Callable[[bool], Path],
+    rows_file: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = fingerprint(tiny_run / "model")
     settings = tiny_settings(tiny_base(True), rows_file)
