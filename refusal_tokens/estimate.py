@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trl import SFTConfig
 
 from refusal_tokens.base_model import fast_dtype
+from refusal_tokens.errors import InputError
 from refusal_tokens.training import Prepared
 
 # Multiply-adds per second and core, measured on AVX-512 bfloat16; half of it without.
@@ -86,6 +87,19 @@ def estimate(prepared: Prepared, folder: Path) -> Estimate:
         disk_free=shutil.disk_usage(_existing(folder)).free / 2**30,
         minutes=_minutes(prepared, parameters, config, steps * per_step, lora),
     )
+
+
+def check_disk(expected: Estimate, folder: Path) -> None:
+    """Refuse a run that would fill the disk.
+
+    Raises:
+        InputError: with what is needed and what is free.
+    """
+    if expected.disk > expected.disk_free:
+        raise InputError(
+            f"{folder}: the run needs about {expected.disk:.1f} GiB on the disk; "
+            f"{expected.disk_free:.1f} GiB are free"
+        )
 
 
 def _memory(prepared: Prepared, parameters: int, batch: int, config: object, lora: bool) -> float:

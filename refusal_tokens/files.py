@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
 from refusal_tokens.errors import InputError
 
@@ -112,7 +113,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         InputError: if the disk is full or the place cannot be written; nothing is left behind.
     """
     target = Path(path)
-    with _clear_write_errors(target):
+    with clear_write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         os.close(handle)
@@ -136,7 +137,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         InputError: as ``atomic_file``.
     """
     target = Path(path)
-    with _clear_write_errors(target):
+    with clear_write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         try:
@@ -150,9 +151,19 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _clear_write_errors(target: Path) -> Iterator[None]:
+def clear_write_errors(target: Path) -> Iterator[None]:
+    """Turn a full disk or a place that cannot be written into a clear message.
+
+    Raises:
+        InputError: naming ``target``; other errors pass through.
+    """
     try:
         yield
+    except SafetensorError as error:
+        # safetensors hides the system's error in its text.
+        if "No space left" in str(error):
+            raise InputError(f"{target}: no space left on the disk; nothing was written") from None
+        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"{target}: no space left on the disk; nothing was written") from None

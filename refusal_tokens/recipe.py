@@ -193,6 +193,8 @@ def sft_arguments(sft: Mapping[str, Any], output_dir: str, *, bf16: bool) -> dic
 
     filled = {**sft, "output_dir": output_dir}
     filled.setdefault("use_cpu", not torch.accelerator.is_available())
+    # transformers shows no bar while its notices are silenced, unless told to.
+    filled.setdefault("disable_tqdm", False)
     if not sft.get("fp16"):
         filled.setdefault("bf16", bf16)
     return filled

@@ -23,7 +23,7 @@ from refusal_tokens.chat import ChatEncoder
 from refusal_tokens.checkpoint import CheckpointInfo, save_checkpoint, versions
 from refusal_tokens.errors import InputError
 from refusal_tokens.examples import Example, ExampleSet, build_examples
-from refusal_tokens.files import read_json, write_json
+from refusal_tokens.files import clear_write_errors, read_json, write_json
 from refusal_tokens.progress import LogFile, Progress
 from refusal_tokens.recipe import Recipe, sft_arguments
 from refusal_tokens.rows import Row, data_hash, read_rows
@@ -160,7 +160,8 @@ def train(prepared: Prepared, folder: Path, *, resume: bool = False) -> Checkpoi
     saved = sorted((folder / "trainer").glob("checkpoint-*")) if resume else []
     if resume and not saved:
         print("No step was saved before the interruption; starting from the first", flush=True)
-    result = trainer.train(resume_from_checkpoint=bool(saved) or None)
+    with clear_write_errors(folder / "trainer"):
+        result = trainer.train(resume_from_checkpoint=bool(saved) or None)
     seconds = time.monotonic() - began
     info = _info(prepared, trainer, result.global_step, seconds)
     if recipe.peft_config is None:

@@ -102,7 +102,7 @@ def test_ties_respond(rule: Rule) -> None:
 
 def test_equal_categories_go_to_the_first() -> None:
     for rule in RULES:
-        assert one([-9, 1, 1, 0], rule, [0, 0, 0]) == 1
+        assert one([-9, 1, 1, 0], rule, [1, 1, 1]) == 1
 
 
 @LIGHT

@@ -41,6 +41,13 @@ def put(place: Path, text: str) -> None:
     (place / "inner.txt" if place.is_dir() else place).write_text(text)
 
 
+def fail_halfway(writer: Writer, target: Path, error: BaseException) -> None:
+    """Write a part of the result, then raise."""
+    with writer(target) as place:
+        put(place, "half")
+        raise error
+
+
 def contents(folder: Path) -> dict[str, str]:
     """Every file below a folder, hidden ones too."""
     found = (path for path in folder.rglob("*") if path.is_file())
@@ -128,9 +135,8 @@ def test_a_block_that_raises_leaves_what_was_there(
     with writer(target) as place:
         put(place, "old")
     before = contents(tmp_path)
-    with pytest.raises(type(error)), writer(target) as place:
-        put(place, "half")
-        raise error
+    with pytest.raises(type(error)):
+        fail_halfway(writer, target, error)
     assert contents(tmp_path) == before
     assert os.listdir(tmp_path) == ["out"]
 
@@ -140,28 +146,28 @@ def test_a_block_that_raises_leaves_what_was_there(
 def test_a_full_disk_gives_a_clear_message_and_leaves_nothing(
     writer: Writer, number: int, tmp_path: Path
 ) -> None:
-    with (
-        pytest.raises(InputError, match="out: no space left on the disk; nothing was written"),
-        writer(tmp_path / "out") as place,
-    ):
-        put(place, "half")
-        raise OSError(number, os.strerror(number))
+    error = OSError(number, os.strerror(number))
+    with pytest.raises(InputError, match="out: no space left on the disk; nothing was written"):
+        fail_halfway(writer, tmp_path / "out", error)
     assert os.listdir(tmp_path) == []
 
 
 @WRITERS
 def test_a_place_below_a_file_cannot_be_written(writer: Writer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    said = pytest.raises(InputError, match="cannot be written")
-    with said, writer(tmp_path / "file" / "out") as place:
+    with (
+        pytest.raises(InputError, match="cannot be written"),
+        writer(tmp_path / "file" / "out") as place,
+    ):
         put(place, "new")
     assert contents(tmp_path) == {"file": "x"}
 
 
 @WRITERS
 def test_another_error_of_the_system_is_not_dressed_up(writer: Writer, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="Input/output"), writer(tmp_path / "out"):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    error = OSError(errno.EIO, os.strerror(errno.EIO))
+    with pytest.raises(OSError, match="Input/output"):
+        fail_halfway(writer, tmp_path / "out", error)
     assert os.listdir(tmp_path) == []
 
 

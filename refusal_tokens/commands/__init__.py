@@ -1,0 +1,1 @@
+"""The subcommands of ``refusal-tokens``, one module each; ``cli.py`` puts them together."""

@@ -1,0 +1,26 @@
+"""``chat``: a conversation whose knobs can be moved."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from refusal_tokens.commands.common import command
+from refusal_tokens.commands.steering_options import add_policy, load, policy_of
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand."""
+    added = command(commands, "chat", _chat, "Talk to a model; move its knobs with /bias.")
+    added.add_argument("checkpoint")
+    added.add_argument("--system", help="a system prompt")
+    add_policy(added)
+    added.add_argument("--max-new-tokens", type=int, default=256)
+
+
+def _chat(options: argparse.Namespace) -> None:
+    from refusal_tokens.chat_loop import chat_loop
+
+    model = load(options)
+    policy = policy_of(options, model)
+    chat_loop(model, policy, system=options.system, max_new_tokens=options.max_new_tokens)

@@ -1,0 +1,70 @@
+"""What several subcommands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from refusal_tokens.errors import InputError
+
+
+def command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    """Add a subcommand that calls ``run`` with the parsed options."""
+    added: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    added.set_defaults(run=run)
+    return added
+
+
+def pairs(values: Sequence[str], option: str) -> dict[str, str]:
+    """Parse ``name=value`` settings.
+
+    Raises:
+        InputError: for another form, or a name twice.
+    """
+    found = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not equals or not key or not text:
+            raise InputError(f"{option} {value!r}: allowed: name=value")
+        if key in found:
+            raise InputError(f"{option}: {key!r} twice")
+        found[key] = text
+    return found
+
+
+def data_files(paths: Sequence[str]) -> list[str]:
+    """Return the files of rows that paths name: files themselves, and those in folders.
+
+    Raises:
+        InputError: for a folder without any.
+    """
+    files: list[str] = []
+    for path in paths:
+        if Path(path).is_dir():
+            found = sorted(
+                str(p) for s in ("jsonl", "parquet", "csv") for p in Path(path).glob(f"*.{s}")
+            )
+            if not found:
+                raise InputError(f"{path}: no .jsonl, .parquet or .csv file in this folder")
+            files += found
+        else:
+            files.append(path)
+    return files
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' notices off the screen; their errors still come through."""
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from datasets import disable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    disable_progress_bars()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,87 @@
+"""``data check`` and ``data split``: rows before training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from refusal_tokens.commands.common import command, data_files, pairs
+from refusal_tokens.errors import InputError
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser("data", help="Check and split rows.")
+    stages = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    check = command(stages, "check", _data_check, "Check files of rows, and their splits.")
+    check.add_argument("path", nargs="+", help="files, or a folder with train.jsonl and others")
+    _add_taxonomy(check)
+    check.add_argument("--json", action="store_true")
+    split = command(stages, "split", _data_split, "Split rows into files, whole groups at a time.")
+    split.add_argument("path", nargs="+")
+    split.add_argument("--output-dir", type=Path, required=True)
+    split.add_argument("--shares", default="train=0.64,calibration=0.18,test=0.18")
+    split.add_argument("--overwrite", action="store_true")
+    _add_taxonomy(split)
+
+
+def _add_taxonomy(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--taxonomy", help="YAML file; default: the five categories of CoCoNot")
+    command.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="FIELD=COLUMN",
+        help="the column that holds a row's field, such as prompt=question",
+    )
+
+
+def _taxonomy_of(options: argparse.Namespace) -> Any:
+    from refusal_tokens.taxonomy import default_taxonomy, load_taxonomy
+
+    return load_taxonomy(options.taxonomy) if options.taxonomy else default_taxonomy()
+
+
+def _data_check(options: argparse.Namespace) -> None:
+    from refusal_tokens.audit import audit, audit_report
+    from refusal_tokens.rows import read_rows
+
+    taxonomy, columns = _taxonomy_of(options), pairs(options.column, "--column")
+    files = data_files(options.path)
+    splits = {Path(f).stem: read_rows([f], taxonomy, columns=columns) for f in files}
+    found = audit(splits, taxonomy)
+    if options.json:
+        counts = {
+            name: {f"{label}/{category}": n for (label, category), n in cells.items()}
+            for name, cells in found.counts.items()
+        }
+        result = {"counts": counts, "faults": found.faults, "warnings": found.warnings}
+        print(json.dumps(result, indent=2))
+    else:
+        print(audit_report(found, taxonomy))
+    if found.faults:
+        raise InputError(f"{len(found.faults)} faults in the rows")
+    if not options.json:
+        print("\nNext: refusal-tokens train RECIPE --dry-run")
+
+
+def _data_split(options: argparse.Namespace) -> None:
+    from refusal_tokens.rows import read_rows, split_by_group, write_jsonl
+
+    try:
+        shares = {k: float(v) for k, v in pairs(options.shares.split(","), "--shares").items()}
+    except ValueError:
+        raise InputError(f"--shares {options.shares!r}: allowed: name=number,...") from None
+    columns = pairs(options.column, "--column")
+    rows = read_rows(data_files(options.path), _taxonomy_of(options), columns=columns)
+    parts = split_by_group(rows, shares)
+    targets = {name: options.output_dir / f"{name}.jsonl" for name in parts}
+    for target in targets.values():
+        if target.exists() and not options.overwrite:
+            raise InputError(f"{target}: exists; use --overwrite or another --output-dir")
+    for name, part in parts.items():
+        write_jsonl(targets[name], part)
+        print(f"{targets[name]}  {len(part)} rows")
+    print(f"\nNext: refusal-tokens data check {options.output_dir}")

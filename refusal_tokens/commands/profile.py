@@ -1,0 +1,52 @@
+"""``profile``: the control logits of a model over labelled prompts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from refusal_tokens.commands.common import command, data_files, pairs, quiet_libraries
+from refusal_tokens.errors import InputError
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand."""
+    added = command(
+        commands, "profile", _profile, "Store the control logits of a model over labelled prompts."
+    )
+    added.add_argument("checkpoint")
+    added.add_argument("--data", nargs="+", required=True, help="files of rows")
+    added.add_argument("--output", type=Path, required=True, help="a .parquet file")
+    added.add_argument("--temperatures", type=float, nargs="+", default=[1.0])
+    added.add_argument("--dtype", default="auto", help="of the weights; default: as saved")
+    added.add_argument("--overwrite", action="store_true")
+    added.add_argument("--json", action="store_true")
+    added.add_argument("--column", action="append", default=[], metavar="FIELD=COLUMN")
+
+
+def _profile(options: argparse.Namespace) -> None:
+    from refusal_tokens.checkpoint import load_info
+    from refusal_tokens.curves import summarise, summary_table
+    from refusal_tokens.policy import Policy
+    from refusal_tokens.profiles import write_profile
+    from refusal_tokens.rows import read_rows
+
+    if options.output.exists() and not options.overwrite:
+        raise InputError(f"{options.output}: exists; use --overwrite or another --output")
+    taxonomy = load_info(options.checkpoint).taxonomy
+    columns = pairs(options.column, "--column")
+    rows = read_rows(data_files(options.data), taxonomy, columns=columns, labelled=False)
+    quiet_libraries()
+    from refusal_tokens.checkpoint import load_checkpoint
+    from refusal_tokens.prefill import profile_rows
+
+    checkpoint = load_checkpoint(options.checkpoint, dtype=options.dtype)
+    profile = profile_rows(checkpoint, rows, temperatures=options.temperatures)
+    write_profile(options.output, profile)
+    summary = summarise(profile, Policy().knobs(taxonomy))
+    if options.json:
+        print(json.dumps(summary.to_dict(), indent=2))
+    else:
+        print(f"{options.output}: {len(profile)} prompts, at bias 0:\n{summary_table(summary)}")

@@ -1,0 +1,72 @@
+"""``train``: a recipe to a run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from refusal_tokens.commands.common import command, quiet_libraries
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand."""
+    added = command(commands, "train", _train, "Train refusal tokens into a base model.")
+    added.add_argument("recipe", help="YAML file; see recipes/")
+    added.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting, such as learning_rate=1e-4 or refusal_tokens.control_share=0.7",
+    )
+    added.add_argument("--output-dir", type=Path, help="default: runs/RECIPE-MODEL")
+    added.add_argument("--resume", action="store_true", help="go on from the last saved step")
+    added.add_argument("--overwrite", action="store_true", help="replace the run that is there")
+    added.add_argument(
+        "--dry-run", action="store_true", help="print counts, memory, disk, time; train nothing"
+    )
+
+
+def _train(options: argparse.Namespace) -> None:
+    quiet_libraries()
+    from refusal_tokens.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, options.set)
+    if not options.dry_run:
+        _restart_for_cpu()
+    from refusal_tokens.training import prepare, start_run, train
+
+    model_name = Path(recipe.model_name_or_path).name
+    folder = options.output_dir or Path("runs") / f"{recipe.name}-{model_name}"
+    prepared = prepare(recipe)
+    for row in prepared.examples.dropped:
+        print(f"warning: row {row!r} is dropped: longer than max_length", file=sys.stderr)
+    from refusal_tokens.estimate import check_disk, estimate
+
+    expected = estimate(prepared, folder)
+    if options.dry_run:
+        print(expected)
+        return
+    check_disk(expected, folder)
+    start_run(folder, prepared, resume=options.resume, overwrite=options.overwrite)
+    print(f"{expected}\nrun      {folder}", flush=True)
+    try:
+        train(prepared, folder, resume=options.resume)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command with --resume goes on in {folder}", file=sys.stderr)
+        raise
+    from refusal_tokens.reporting import report_run
+
+    print(report_run(folder, prepared.rows))
+
+
+def _restart_for_cpu() -> None:
+    import torch
+
+    if not torch.accelerator.is_available():
+        from refusal_tokens.allocator import restart_with_allocator_settings
+
+        sys.stdout.flush()
+        restart_with_allocator_settings()

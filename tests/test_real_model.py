@@ -1,0 +1,80 @@
+"""End to end with the bundled 135M model: a short training run, then knobs that change the text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from conftest import ROOT
+from refusal_tokens.cli import main
+from refusal_tokens.policy import Policy
+from refusal_tokens.profiles import read_profile
+from refusal_tokens.recipe import load_recipe
+from refusal_tokens.rows import read_rows, write_jsonl
+from refusal_tokens.steering import SteeredModel
+from refusal_tokens.taxonomy import default_taxonomy
+from refusal_tokens.training import load_base, prepare
+
+pytestmark = pytest.mark.model
+RECIPE = ROOT / "recipes" / "smollm2-135m-lora.yaml"
+KNOBS = default_taxonomy().knobs
+PROMPT = "What is the capital of France?"
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The default recipe, shortened: 40 steps, 60 test rows."""
+    folder = tmp_path_factory.mktemp("rows")
+    test = read_rows([ROOT / "data" / "test.jsonl"], default_taxonomy())
+    write_jsonl(folder / "test.jsonl", test[:: len(test) // 60])
+    return [
+        "max_steps=40",
+        "max_length=96",
+        "logging_steps=5",
+        f"refusal_tokens.train={ROOT / 'data' / 'train.jsonl'}",
+        f"refusal_tokens.test={folder / 'test.jsonl'}",
+        "refusal_tokens.calibration=[]",
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(settings: list[str], tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("real") / "run"
+    sets = [argument for setting in settings for argument in ("--set", setting)]
+    assert main(["train", str(RECIPE), "--output-dir", str(folder), *sets]) == 0
+    return folder
+
+
+def test_control_tokens_hold_the_mass_after_a_short_run(run: Path) -> None:
+    assert read_profile(run / "test.parquet").control_mass.mean() > 0.9
+
+
+def test_a_knob_changes_decision_and_text(run: Path) -> None:
+    model = SteeredModel.from_checkpoint(run)
+    refuse, respond = model.generate(
+        [PROMPT, PROMPT],
+        [Policy(bias={"safety": 30.0}, rule="bias"), Policy(bias=dict.fromkeys(KNOBS, -30.0))],
+        max_new_tokens=24,
+        do_sample=False,
+    )
+    assert (refuse.decision, refuse.category) == ("refuse", "safety")
+    assert (respond.decision, respond.category) == ("respond", None)
+    assert refuse.text != respond.text
+    assert len(respond.text) > 3
+
+
+def test_merged_equals_unmerged_and_old_rows_are_untouched(run: Path, settings: list[str]) -> None:
+    prepared = prepare(load_recipe(RECIPE, settings))
+    base = load_base(prepared, torch.float32)
+    old = min(prepared.control_ids)
+    before = base.get_input_embeddings().weight[:old].clone()
+    unmerged = PeftModel.from_pretrained(base, str(run / "adapter")).eval()
+    merged = SteeredModel.from_checkpoint(run, device="cpu").checkpoint.model
+    ids = torch.tensor([prepared.examples.examples[0].input_ids])
+    with torch.no_grad():
+        gap = (unmerged(ids).logits - merged(ids).logits).abs().max().item()
+    assert gap < 1e-4
+    assert torch.equal(merged.get_input_embeddings().weight[:old], before)
