@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -84,7 +84,7 @@ def _special_spellings(splits: Mapping[str, Sequence[Row]]) -> list[str]:
         f"{name}: the prompt of row {row.id!r} spells a special token; it is encoded as plain text"
         for name, rows in splits.items()
         for row in rows
-        if re.search(r"<\|[a-z_:]+\|>", row.prompt_text)
+        if re.search(r"<\|[a-z0-9_:]+\|>", row.prompt_text)
     ]
     return _shortened(found)
 
@@ -112,12 +112,11 @@ def _shortened(messages: list[str]) -> list[str]:
 def audit_report(found: Audit, taxonomy: Taxonomy) -> str:
     """Return the audit as text: a table of counts, then faults and warnings."""
     names = list(found.counts)
-    width = max(12, *(len(name) + 2 for name in names))
+    width = max([12, *(len(name) + 2 for name in names)])
     head = f"{'label':10}{'category':16}" + "".join(f"{name:>{width}}" for name in names)
-    totals: dict[str, int] = defaultdict(int)
     lines = [head]
     cells: list[tuple[str | None, str | None]] = [
-        *((label, c) for c in taxonomy.category_ids for label in ("refuse", RESPOND)),
+        *((label, c) for c in taxonomy.category_ids for label in ("refuse", RESPOND, None)),
         (RESPOND, None),
         (None, None),
     ]
@@ -125,11 +124,10 @@ def audit_report(found: Audit, taxonomy: Taxonomy) -> str:
         numbers = [found.counts[name].get((label, category), 0) for name in names]
         if not any(numbers):
             continue
-        for name, number in zip(names, numbers, strict=True):
-            totals[name] += number
         row = "".join(f"{number:>{width}}" for number in numbers)
         lines.append(f"{label or 'none':10}{category or '-':16}{row}")
-    lines.append(f"{'all':26}" + "".join(f"{totals[name]:>{width}}" for name in names))
+    totals = "".join(f"{sum(found.counts[name].values()):>{width}}" for name in names)
+    lines.append(f"{'all':26}{totals}")
     replies = "".join(f"{found.with_response[name]:>{width}}" for name in names)
     lines.append(f"{'with a reply':26}{replies}")
     lines += [f"FAULT    {fault}" for fault in found.faults]

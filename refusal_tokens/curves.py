@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, rankdata
 
 from refusal_tokens.decision import Knobs, decide, margins
+from refusal_tokens.errors import InputError
 from refusal_tokens.profiles import Profile
 
 Mask = NDArray[np.bool_]
@@ -89,7 +90,13 @@ class Summary:
 
 
 def summarise(profile: Profile, setting: Knobs) -> Summary:
-    """Return the rates of a profile at one greedy setting of the knobs."""
+    """Return the rates of a profile at one greedy setting of the knobs.
+
+    Raises:
+        InputError: if the profile is empty.
+    """
+    if not len(profile):
+        raise InputError("no prompts in the profile")
     decisions = decide(profile.control_logits, setting)
     refused = decisions > 0
     wanted = profile.token_index

@@ -15,7 +15,7 @@ Ties respond. With one category the three agree.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,6 +24,8 @@ from scipy.special import expit, logsumexp, softmax
 
 RULES = ("route", "bias", "threshold")
 Rule = Literal["route", "bias", "threshold"]
+# How far beyond a breakpoint, in nats, ``flips`` looks.
+STEP = 1e-6
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -136,13 +138,20 @@ def probabilities(control_logits: NDArray[np.floating], setting: Knobs) -> Float
 def _sampling_probabilities(logits: Floats, setting: Knobs) -> Floats:
     if setting.rule == "bias":
         biased = logits + np.concatenate([[0.0], setting.bias])
-        return np.asarray(softmax(biased / setting.temperature, axis=1))
+        below = biased - biased.max(axis=1, keepdims=True)
+        return np.asarray(softmax(_divided(below, setting.temperature), axis=1))
     margin, category = margins(logits, setting)
     chances = np.zeros_like(logits)
-    refuse = expit(margin / setting.temperature)
+    refuse = expit(_divided(margin, setting.temperature))
     chances[:, 0] = 1.0 - refuse
     chances[np.arange(len(logits)), category] = refuse
     return chances
+
+
+def _divided(values: Floats, temperature: float) -> Floats:
+    """Divide; at the smallest temperatures what is not 0 becomes infinite, as it should."""
+    with np.errstate(over="ignore"):
+        return values / temperature
 
 
 def _checked(control_logits: NDArray[np.floating], setting: Knobs) -> Floats:
@@ -160,7 +169,8 @@ def draws(seed: int, rows: Sequence[int], sequences: Sequence[int] | None = None
     """Return one uniform number in [0, 1) for each row.
 
     A number depends on the seed, the row's number and the number of the sequence returned for it,
-    not on the batch it is in.
+    not on the batch it is in. Each must be below 2**32: NumPy splits greater ones in two, so that
+    they would share draws.
     """
     numbers = sequences if sequences is not None else [0] * len(rows)
     keys = zip(rows, numbers, strict=True)
@@ -197,9 +207,8 @@ def flips(control_logits: NDArray[np.floating], setting: Knobs) -> list[Flip]:
     found = []
     for index in range(len(setting.bias)):
         for bias in _breakpoints(logits, setting, index):
-            then = _decision_beyond(logits, setting, index, bias)
-            if then != now:
-                found.append(Flip(index, bias, then))
+            beyond = _decisions_beyond(logits, setting, index, bias)
+            found += [Flip(index, bias, then) for then in beyond if then != now]
     found.sort(key=lambda flip: abs(flip.bias - setting.bias[flip.knob]))
     nearest: dict[int, Flip] = {}
     for flip in found:
@@ -219,9 +228,13 @@ def _breakpoints(logits: Floats, setting: Knobs, index: int) -> list[float]:
     return [float(setting.bias[index] - margin[0])]
 
 
-def _decision_beyond(logits: Floats, setting: Knobs, index: int, bias: float) -> int:
-    moved = setting.bias.copy()
-    step = 1e-6 if bias >= setting.bias[index] else -1e-6
-    moved[index] = bias + step
-    shifted = Knobs(setting.rule, moved, setting.floor, setting.temperature)
-    return int(decide(logits, shifted)[0])
+def _decisions_beyond(logits: Floats, setting: Knobs, index: int, bias: float) -> list[int]:
+    """The decision just beyond a breakpoint; at a tie, where the knob stands on it, both sides."""
+    way = bias - setting.bias[index]
+    steps = (STEP, -STEP) if abs(way) < STEP else (np.copysign(STEP, way),)
+    decisions = []
+    for step in steps:
+        moved = setting.bias.copy()
+        moved[index] = bias + step
+        decisions.append(int(decide(logits, replace(setting, bias=moved))[0]))
+    return decisions

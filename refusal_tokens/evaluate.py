@@ -20,6 +20,7 @@ from refusal_tokens.judge import judge
 from refusal_tokens.policy import Policy
 from refusal_tokens.rows import Row
 from refusal_tokens.steering import RefusalLogitsProcessor, SteeredModel
+from refusal_tokens.taxonomy import RESPOND_TOKEN
 
 JUDGE = "rules-1"
 
@@ -47,7 +48,7 @@ class Outcome:
     @property
     def adheres(self) -> bool:
         """Whether the text does what its control token says."""
-        return (self.verdict == "answered") == (self.decision == "<|respond|>")
+        return self.verdict == ("answered" if self.decision == RESPOND_TOKEN else "refused")
 
 
 def forced_outcomes(

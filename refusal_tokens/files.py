@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,36 +50,40 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys in silence; here that is an error."""
+    """PyYAML keeps the last of two equal keys in silence; here that is an error.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    Keys are compared before merge keys (``<<``) add those of other mappings.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        assert node is not None
         seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                mark = key_node.start_mark
-                raise InputError(f"{mark.name}, line {mark.line + 1}: key {key!r} twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+        for key, _ in node.value:
+            # Lists and mappings cannot be keys; PyYAML says so later.
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                mark = key.start_mark
+                raise InputError(f"{mark.name}, line {mark.line + 1}: key {key.value!r} twice")
+            seen.add((key.tag, str(key.value)))
+        return node
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """Parse YAML, refusing repeated keys.
 
     Raises:
-        InputError: with the file and line of the fault.
+        InputError: with the file and, where known, the line of the fault.
     """
-    loader = _UniqueKeyLoader(text)
-    loader.name = where
     try:
+        loader = _UniqueKeyLoader(text)
+        loader.name = where
         return loader.get_single_data()
-    except yaml.YAMLError as error:
+    # ValueError and TypeError: PyYAML lets those of Python's own types through, as of a date.
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise InputError(f"{where}{line}: not YAML ({problem})") from None
-    finally:
-        loader.dispose()
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -87,14 +91,32 @@ def read_yaml(path: str | Path) -> Any:
     return parse_yaml(read_text(path), str(path))
 
 
+def unique_keys(where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """Return an ``object_pairs_hook`` for ``json.loads``, which keeps the last of two equal keys.
+
+    Raises:
+        InputError: (the hook) naming ``where`` and the key that comes twice.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise InputError(f"{where}: key {key!r} twice")
+            found[key] = value
+        return found
+
+    return unique
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: if it is missing or not JSON (naming the line).
+        InputError: if it is missing, not JSON (naming the line) or repeats a key.
     """
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path), object_pairs_hook=unique_keys(str(path)))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
 
@@ -131,13 +153,13 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Give a temporary folder beside ``path`` and move it into place once the block is done.
 
-    An existing folder at ``path`` is replaced only then.
+    An existing folder at ``path`` is replaced only then; of a link, the folder it points to.
 
     Raises:
         InputError: as ``atomic_file``.
     """
-    target = Path(path)
-    with clear_write_errors(target):
+    with clear_write_errors(Path(path)):
+        target = Path(path).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         try:
@@ -148,6 +170,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+_UNWRITABLE = (
+    errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+    errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 @contextmanager
@@ -167,7 +195,7 @@ def clear_write_errors(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"{target}: no space left on the disk; nothing was written") from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in _UNWRITABLE:
             raise InputError(f"{target}: cannot be written ({error.strerror})") from None
         raise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from refusal_tokens.files import read_json, write_json
 from refusal_tokens.taxonomy import Taxonomy
 
 SCHEMA_VERSION = 1
+MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Policy:
         rule: ``route``, ``bias`` or ``threshold``.
         bias: knob -> nats; knobs not named are at 0. Positive refuses more readily.
         temperature: decision temperature; 0 decides greedily.
-        seed: for sampled decisions.
+        seed: for sampled decisions, 0 to ``MAX_SEED``.
         masked: only control tokens may be sampled at the decision position. Unmasked needs the
             ``bias`` rule and temperature 0, and leaves the choice to the text sampler.
         bounds: knob -> bounds.
@@ -117,8 +119,8 @@ def _faults(policy: Policy) -> list[str]:
             faults.append(f"bias.{knob}: found {value!r}; allowed: a finite number of nats")
     if not _is_number(policy.temperature) or policy.temperature < 0:
         faults.append(f"temperature: found {policy.temperature!r}; allowed: 0 (greedy) or above")
-    if not isinstance(policy.seed, int) or isinstance(policy.seed, bool) or policy.seed < 0:
-        faults.append(f"seed: found {policy.seed!r}; allowed: a whole number, 0 or above")
+    if type(policy.seed) is not int or not 0 <= policy.seed <= MAX_SEED:
+        faults.append(f"seed: found {policy.seed!r}; allowed: a whole number from 0 to {MAX_SEED}")
     if not isinstance(policy.masked, bool):
         faults.append(f"masked: found {policy.masked!r}; allowed: true or false")
     elif not policy.masked and (policy.rule != "bias" or policy.temperature != 0):
@@ -138,7 +140,10 @@ def _faults(policy: Policy) -> list[str]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a finite number; ``math.isfinite`` fails for whole numbers beyond floats."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def policy_from_dict(data: Any, where: str) -> Policy:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from refusal_tokens.errors import InputError
-from refusal_tokens.files import atomic_file
+from refusal_tokens.files import atomic_file, unique_keys
 from refusal_tokens.taxonomy import Taxonomy, taxonomy_from_dict
 
 SCHEMA_VERSION = 1
@@ -103,54 +103,84 @@ def read_profile(path: str | Path) -> Profile:
     """Read a profile file.
 
     Raises:
-        InputError: if it is missing, truncated, of another schema version, or holds logits that
-            are not finite.
+        InputError: if it is missing, truncated, of another schema version, lacks a column or
+            metadata, or holds numbers that are not finite.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
     try:
         table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a whole Parquet file ({error})") from None
-    raw = (table.schema.metadata or {}).get(METADATA_KEY)
-    if raw is None:
-        raise InputError(f"{path}: not a profile (no refusal_tokens metadata)")
-    metadata = json.loads(raw)
-    if metadata.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(
-            f"{path}: profile schema version {metadata.get('schema_version')!r}; "
-            f"this version reads {SCHEMA_VERSION}"
-        )
+    metadata = _metadata(table, path)
     taxonomy = taxonomy_from_dict(metadata.pop("taxonomy"), str(path))
     temperatures = metadata.pop("temperatures")
-    logits = _matrix(table, "control_logits", len(taxonomy.tokens), path)
-    rests = _matrix(table, "rest_logsumexp", len(temperatures), path)
+    logits = _numbers(table, "control_logits", path, len(taxonomy.tokens))
+    rests = _numbers(table, "rest_logsumexp", path, len(temperatures))
     return Profile(
         columns={name: _strings(table, name, path) for name in TEXT_COLUMNS},
         control_logits=logits,
-        rest_max=np.asarray(table["rest_max"], dtype=np.float32),
+        rest_max=_numbers(table, "rest_max", path),
         rest_logsumexp={t: rests[:, i] for i, t in enumerate(temperatures)},
-        prompt_tokens=np.asarray(table["prompt_tokens"], dtype=np.int64),
+        prompt_tokens=_numbers(table, "prompt_tokens", path).astype(np.int64),
         taxonomy=taxonomy,
         metadata=metadata,
     )
 
 
+def _metadata(table: pa.Table, path: str | Path) -> dict[str, Any]:
+    raw = (table.schema.metadata or {}).get(METADATA_KEY)
+    if raw is None:
+        raise InputError(f"{path}: not a profile (no refusal_tokens metadata)")
+    try:
+        metadata = json.loads(raw, object_pairs_hook=unique_keys(f"{path}: metadata"))
+    except ValueError as error:
+        raise InputError(f"{path}: metadata is not JSON ({error})") from None
+    if not isinstance(metadata, dict):
+        raise InputError(f"{path}: metadata: found {type(metadata).__name__}; allowed: an object")
+    version = metadata.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: profile schema version {version!r}; this version reads {SCHEMA_VERSION}"
+        )
+    for key in ("taxonomy", "temperatures"):
+        if key not in metadata:
+            raise InputError(f"{path}: metadata: key {key!r} is missing")
+    temperatures = metadata["temperatures"]
+    if not isinstance(temperatures, list) or not all(type(t) in (int, float) for t in temperatures):
+        raise InputError(f"{path}: metadata: temperatures must be a list of numbers")
+    return metadata
+
+
+def _column(table: pa.Table, name: str, path: str | Path) -> list[Any]:
+    if name not in table.column_names:
+        raise InputError(f"{path}: column {name!r} is missing")
+    values: list[Any] = table[name].to_pylist()
+    return values
+
+
 def _strings(table: pa.Table, name: str, path: str | Path) -> NDArray[np.object_]:
-    if name not in table.column_names:
-        raise InputError(f"{path}: column {name!r} is missing")
-    return np.array(table[name].to_pylist(), dtype=object)
+    return np.array(_column(table, name, path), dtype=object)
 
 
-def _matrix(table: pa.Table, name: str, width: int, path: str | Path) -> NDArray[np.float32]:
-    if name not in table.column_names:
-        raise InputError(f"{path}: column {name!r} is missing")
-    values = np.asarray(table[name].to_pylist(), dtype=np.float32)
-    if values.shape != (table.num_rows, width):
-        raise InputError(f"{path}: {name} has shape {values.shape}; expected (prompts, {width})")
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+def _numbers(
+    table: pa.Table, name: str, path: str | Path, width: int | None = None
+) -> NDArray[np.float32]:
+    """Read a column of finite numbers, or of lists of ``width`` of them."""
+    column = _column(table, name, path)
+    expected = "(prompts,)" if width is None else f"(prompts, {width})"
+    shape = (len(column),) if width is None else (len(column), width)
+    if not column:
+        return np.zeros(shape, np.float32)
+    try:
+        values = np.asarray(column, dtype=np.float32)
+    except (ValueError, TypeError):
+        raise InputError(f"{path}: {name} does not hold numbers of shape {expected}") from None
+    if values.shape != shape:
+        raise InputError(f"{path}: {name} has shape {values.shape}; expected {expected}")
+    bad = np.argwhere(~np.isfinite(values))
     if len(bad):
-        raise InputError(f"{path}, row {bad[0] + 1}: {name} is not finite")
+        raise InputError(f"{path}, row {bad[0, 0] + 1}: {name} is not finite")
     return values
 
 

@@ -6,13 +6,15 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from refusal_tokens.errors import InputError, one_message, unknown
-from refusal_tokens.files import read_bytes, read_text, write_text
+from refusal_tokens.errors import InputError, nearest, one_message, unknown
+from refusal_tokens.files import read_bytes, read_text, unique_keys, write_text
 from refusal_tokens.taxonomy import RESPOND, Taxonomy
 
 Messages = tuple[Mapping[str, str], ...]
@@ -24,6 +26,12 @@ REQUIRED = ("id", "prompt", "label")
 LABELS = ("refuse", RESPOND)
 ROLES = ("system", "user", "assistant")
 MAX_FAULTS = 20
+MAX_CELL = 2**31 - 1
+# Half of a surrogate pair: JSON can spell one, UTF-8 cannot.
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_BROKEN = "holds half of a surrogate pair; allowed: text with a UTF-8 form"
+
+Records = Iterable[tuple[str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -86,9 +94,8 @@ def read_rows(
     rows: list[Row] = []
     places: dict[str, str] = {}
     for path in paths:
-        before = len(rows) + len(faults)
-        for place, record in _records(str(path)):
-            row, found = _row_from_record(_renamed(record, columns), taxonomy, labelled)
+        for place, record in _renamed(str(path), columns or {}, faults):
+            row, found = _row_from_record(record, taxonomy, labelled)
             faults += [f"{place}: {fault}" for fault in found]
             if row is None:
                 continue
@@ -96,13 +103,18 @@ def read_rows(
                 faults.append(f"{place}: id {row.id!r} again; first seen at {places[row.id]}")
             places.setdefault(row.id, place)
             rows.append(row)
-        if len(rows) + len(faults) == before:
-            faults.append(f"{path}: no rows in it")
     if faults:
-        more = len(faults) - MAX_FAULTS
-        shown = faults[:MAX_FAULTS] + ([f"... and {more} more"] if more > 0 else [])
-        raise one_message(shown, "rows")
+        raise _shortened(faults)
     return rows
+
+
+def _shortened(faults: list[str]) -> InputError:
+    """Fold the first faults into one error that counts them all."""
+    more = len(faults) - MAX_FAULTS
+    if more <= 0:
+        return one_message(faults, "rows")
+    lines = [f"{len(faults)} faults in rows:", *faults[:MAX_FAULTS], f"... and {more} more"]
+    return InputError("\n  ".join(lines))
 
 
 def check_columns(columns: Mapping[str, str] | None) -> None:
@@ -116,17 +128,44 @@ def check_columns(columns: Mapping[str, str] | None) -> None:
             raise InputError(f"columns: {unknown('row field', field, FIELDS)}")
 
 
-def _renamed(record: Mapping[str, Any], columns: Mapping[str, str] | None) -> Mapping[str, Any]:
+def _renamed(path: str, columns: Mapping[str, str], faults: list[str]) -> Records:
+    """Read one file's records under the names of row fields, adding what it lacks to ``faults``."""
+    records = list(_records(path, columns))
+    if not records:
+        faults.append(f"{path}: no rows in it")
     if not columns:
-        return record
-    renamed = {field: record.get(name) for field, name in columns.items()}
-    return {**{k: v for k, v in record.items() if k in FIELDS}, **renamed}
+        return records
+    missing = _missing_columns(records, columns)
+    if missing:
+        faults += [f"{path}: {fault}" for fault in missing]
+        return []
+    return [(place, _with_field_names(record, columns)) for place, record in records]
 
 
-def _records(path: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
+def _missing_columns(records: Records, columns: Mapping[str, str]) -> list[str]:
+    """A row may lack a key, but a column that no row has is a slip of the pen."""
+    present = list(dict.fromkeys(key for _, record in records for key in record))
+    return [
+        f"columns: no column {name!r} to read {field!r} from{nearest(name, present)}; "
+        f"found: {', '.join(present)}"
+        for field, name in columns.items()
+        if name not in present
+    ]
+
+
+def _with_field_names(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    kept = {key: v for key, v in record.items() if key in FIELDS and key not in columns}
+    return kept | {field: record[name] for field, name in columns.items() if name in record}
+
+
+def _records(path: str, columns: Mapping[str, str]) -> Records:
     if path.startswith("hub:"):
         return _hub_records(path)
-    readers = {".jsonl": _jsonl_records, ".parquet": _parquet_records, ".csv": _csv_records}
+    readers: dict[str, Callable[[str], Records]] = {
+        ".jsonl": _jsonl_records,
+        ".parquet": _parquet_records,
+        ".csv": partial(_csv_records, flag=columns.get("train_control", "train_control")),
+    }
     reader = readers.get(Path(path).suffix.lower())
     if reader is None:
         raise InputError(
@@ -136,7 +175,7 @@ def _records(path: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
     return reader(path)
 
 
-def _jsonl_records(path: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
+def _jsonl_records(path: str) -> Records:
     text = read_text(path)
     # Only "\n" ends a line: str.splitlines also splits at separators that JSON strings may hold.
     for number, line in enumerate(text.split("\n"), 1):
@@ -144,7 +183,7 @@ def _jsonl_records(path: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
             continue
         place = f"{path}, line {number}"
         try:
-            record = json.loads(line)
+            record = json.loads(line, object_pairs_hook=unique_keys(place))
         except json.JSONDecodeError as error:
             cut = " (is the file truncated?)" if number == text.count("\n") + 1 else ""
             raise InputError(f"{place}: not JSON: {error.msg}{cut}") from None
@@ -153,32 +192,44 @@ def _jsonl_records(path: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
         yield place, record
 
 
-def _parquet_records(path: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
+def _parquet_records(path: str) -> Records:
     import pyarrow
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.read_table(io.BytesIO(read_bytes(path)))
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a whole Parquet file ({error})") from None
     for number, record in enumerate(table.to_pylist(), 1):
         yield f"{path}, row {number}", record
 
 
-def _csv_records(path: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+def _csv_records(path: str, flag: str) -> Records:
+    """Read a CSV file; ``flag`` names the column that holds true or false."""
+    csv.field_size_limit(MAX_CELL)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
-        for record in reader:
+        header = next(reader, [])
+        for name in header:
+            if header.count(name) > 1:
+                raise InputError(f"{path}, line 1: column {name!r} twice")
+        for cells in filter(None, reader):
             place = f"{path}, line {reader.line_num}"
-            if None in record or None in record.values():
+            if len(cells) != len(header):
                 raise InputError(f"{place}: as many values as the header has columns are needed")
-            # CSV has no null; an empty cell is one.
-            yield place, {key: value if value != "" else None for key, value in record.items()}
+            yield place, {k: _cell(v, k == flag) for k, v in zip(header, cells, strict=True)}
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
 
 
-def _hub_records(path: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
+def _cell(text: str, is_flag: bool) -> str | bool | None:
+    """CSV has no null and no booleans: an empty cell is null, and a flag is spelled out."""
+    if is_flag and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    return text or None
+
+
+def _hub_records(path: str) -> Records:
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
@@ -230,6 +281,8 @@ def _text_faults(record: Mapping[str, Any]) -> list[str]:
         elif not value.strip():
             null = "" if field == "id" else ", or null"
             faults.append(f"key {field!r} is empty; allowed: text{null}")
+        elif _HALF_CHARACTER.search(value):
+            faults.append(f"key {field!r} {_BROKEN}")
     control = record.get("train_control")
     if control is not None and not isinstance(control, bool):
         faults.append(f"key 'train_control': found {control!r}; allowed: true or false")
@@ -268,6 +321,8 @@ def _messages(prompt: Any) -> tuple[Messages, list[str]]:
     if isinstance(prompt, str):
         if not prompt.strip():
             return (), ["key 'prompt' is empty"]
+        if _HALF_CHARACTER.search(prompt):
+            return (), [f"key 'prompt' {_BROKEN}"]
         return ({"role": "user", "content": prompt},), []
     if not isinstance(prompt, list | tuple) or not prompt:
         found = type(prompt).__name__
@@ -281,6 +336,8 @@ def _messages(prompt: Any) -> tuple[Messages, list[str]]:
             faults.append(f"{place}: {unknown('role', message['role'], ROLES)}")
         elif not isinstance(message["content"], str) or not message["content"].strip():
             faults.append(f"{place}: content is empty or not text")
+        elif _HALF_CHARACTER.search(message["content"]):
+            faults.append(f"{place}: content {_BROKEN}")
     if faults:
         return (), faults
     order = [message["role"] for message in prompt]
@@ -349,8 +406,9 @@ def split_by_group(
     Raises:
         InputError: if the shares do not sum to 1 or a part stays empty.
     """
-    if not shares or any(s <= 0 for s in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
-        total = sum(shares.values())
+    total = sum(shares.values())
+    # Written so that NaN fails.
+    if not (all(share > 0 for share in shares.values()) and abs(total - 1) <= 1e-9):
         raise InputError(f"split shares must be positive and sum to 1; found {total:g}")
     parts: dict[str, list[Row]] = {name: [] for name in shares}
     for row in rows:

@@ -72,7 +72,7 @@ class Taxonomy:
         """The K+1 control tokens: ``<|respond|>`` first, then the refusal tokens in order."""
         if self.single_token:
             return (RESPOND_TOKEN, SINGLE_TOKEN)
-        return (RESPOND_TOKEN, *(f"<|refuse:{name}|>" for name in self.category_ids))
+        return (RESPOND_TOKEN, *(refusal_token(name, False) for name in self.category_ids))
 
     @cached_property
     def descriptions(self) -> tuple[str, ...]:
@@ -114,17 +114,16 @@ class Taxonomy:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form that checkpoints and profiles store."""
-        refusal_tokens = self.tokens[1:]
         return {
             "respond": {"token": RESPOND_TOKEN, "description": self.respond_description},
             "single_token": self.single_token,
             "categories": [
                 {
                     "id": category.id,
-                    "token": refusal_tokens[0 if self.single_token else index],
+                    "token": refusal_token(category.id, self.single_token),
                     "description": category.description,
                 }
-                for index, category in enumerate(self.categories)
+                for category in self.categories
             ],
         }
 
@@ -153,7 +152,7 @@ def taxonomy_from_dict(data: Any, where: str, single_token: bool | None = None) 
     Args:
         data: a mapping with ``categories`` (a list of ``id`` and ``description``) and optionally
             ``respond`` (the description of ``<|respond|>``, or ``{token, description}``) and
-            ``single_token``.
+            ``single_token``. A ``token``, if given, must be the one that the stated form makes.
         where: what to name in messages, usually the file.
         single_token: overrides the form stated in ``data``.
 
@@ -172,21 +171,14 @@ def taxonomy_from_dict(data: Any, where: str, single_token: bool | None = None) 
         entries = []
     categories = []
     for number, entry in enumerate(entries, 1):
-        fields = ("id", "description", "token")
-        if not isinstance(entry, Mapping) or not all(isinstance(v, str) for v in entry.values()):
-            faults.append(f"{where}: category {number} must have a text id and description")
-            continue
-        faults += [
-            f"{where}: category {number}: unknown key {key!r}{nearest(key, fields)}"
-            for key in entry
-            if key not in fields
-        ]
-        if "id" not in entry or "description" not in entry:
-            faults.append(f"{where}: category {number} needs both id and description")
-            continue
-        categories.append(Category(entry["id"], " ".join(entry["description"].split())))
+        found = _category_faults(entry, data.get("single_token") is True)
+        faults += [f"{where}: category {number}{fault}" for fault in found]
+        if not found:
+            categories.append(Category(entry["id"], " ".join(entry["description"].split())))
     respond = data.get("respond", default_taxonomy_data()["respond"])
-    respond = respond.get("description") if isinstance(respond, Mapping) else respond
+    if isinstance(respond, Mapping):
+        faults += [f"{where}: respond{fault}" for fault in _token_faults(respond, RESPOND_TOKEN)]
+        respond = respond.get("description")
     if not isinstance(respond, str) or not respond.strip():
         faults.append(f"{where}: respond must be a sentence that describes requests to answer")
     if not isinstance(data.get("single_token", False), bool):
@@ -198,6 +190,31 @@ def taxonomy_from_dict(data: Any, where: str, single_token: bool | None = None) 
         return Taxonomy(tuple(categories), " ".join(str(respond).split()), single)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def _category_faults(entry: Any, single_token: bool) -> list[str]:
+    fields = ("id", "description", "token")
+    if not isinstance(entry, Mapping) or not all(isinstance(v, str) for v in entry.values()):
+        return [" must have a text id and description"]
+    faults = [f": unknown key {key!r}{nearest(key, fields)}" for key in entry if key not in fields]
+    if "id" not in entry or "description" not in entry:
+        return [*faults, " needs both id and description"]
+    return faults + _token_faults(entry, refusal_token(entry["id"], single_token))
+
+
+def _token_faults(entry: Mapping[str, Any], token: str) -> list[str]:
+    """Tokens are made from ids; a stored one is for readers, and must not say otherwise."""
+    found = entry.get("token", token)
+    return [] if found == token else [f": token {found!r}; allowed: {token}, or no token key"]
+
+
+def refusal_token(category: str, single_token: bool) -> str:
+    """Return the control token of a category.
+
+    >>> refusal_token("safety", single_token=False)
+    '<|refuse:safety|>'
+    """
+    return SINGLE_TOKEN if single_token else f"<|refuse:{category}|>"
 
 
 def default_taxonomy_data() -> dict[str, Any]:

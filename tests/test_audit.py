@@ -124,7 +124,6 @@ def test_a_prompt_that_spells_a_token_is_warned_of() -> None:
     assert "row 'p' spells a special token" in warning
 
 
-@pytest.mark.xfail(strict=True, reason="the pattern knows no digits")
 @pytest.mark.parametrize("token", ["<|refuse:cat2|>", "<|reserved_special_token_0|>"])
 def test_a_token_with_a_digit_is_warned_of(token: str) -> None:
     assert audit({"train": [*clean("x"), row("p", f"Say {token}")]}, ONE).warnings
@@ -152,7 +151,6 @@ def test_the_report_counts_and_names_everything() -> None:
     assert "warning  test: no ordinary respond rows" in report
 
 
-@pytest.mark.xfail(strict=True, reason="the table has no line for them")
 def test_unlabelled_rows_with_a_category_are_counted() -> None:
     rows = [row("p", "One", None, "a"), row("q", "Two", None)]
     report = audit_report(audit({"traffic": rows}, ONE), ONE)
@@ -180,3 +178,8 @@ def test_the_shipped_ids_are_unique_over_all_splits() -> None:
     rows = read_rows(paths, default_taxonomy())
     lines = sum(path.read_text("utf-8").count("\n") for path in paths)
     assert len({row.id for row in rows}) == len(rows) == lines
+
+
+def test_the_report_of_no_splits_is_an_empty_table() -> None:
+    lines = audit_report(audit({}, ONE), ONE).splitlines()
+    assert [line.split()[0] for line in lines] == ["label", "all", "with"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from test_profiles import TWO, Entry, profile_of
 
 from refusal_tokens.curves import auc, own_rates, rate, refusal_scores, summarise, summary_table
 from refusal_tokens.decision import RULES, Rule, knobs
+from refusal_tokens.errors import InputError
 from refusal_tokens.taxonomy import Taxonomy
 
 LIGHT = settings(max_examples=60, deadline=None)
@@ -188,3 +190,9 @@ def test_the_table_shows_each_rate_with_its_n() -> None:
 def test_a_summary_is_json() -> None:
     found = summarise(profile_of(PLANTED), knobs("route", [0, 0])).to_dict()
     assert json.loads(json.dumps(found))["refused"]["count"] == 3
+
+
+def test_an_empty_profile_has_no_rates() -> None:
+    empty = replace(profile_of(PLANTED), control_logits=np.zeros((0, 3), np.float32))
+    with pytest.raises(InputError, match="no prompts"):
+        summarise(empty, knobs("route", [0, 0]))

@@ -118,10 +118,23 @@ def test_a_column_map_of_an_unknown_field_is_refused(read: Read) -> None:
     assert said.startswith("columns: unknown row field 'promt' (did you mean 'prompt'?)")
 
 
-@pytest.mark.xfail(strict=True, reason="a mapped column that is not there reads as null")
 def test_a_mapped_column_that_is_missing_is_named(read: Read) -> None:
     records = [{**GOOD, "answer": "Hello."}]
-    assert "anwser" in fault_of(read, records, "f.csv", columns={"response": "anwser"})
+    for name in ("f.csv", "f.jsonl", "f.parquet"):
+        said = fault_of(read, records, name, columns={"response": "anwser"})
+        assert "no column 'anwser' to read 'response' from (did you mean 'answer'?)" in said
+        assert said.endswith("found: id, prompt, label, answer")
+
+
+def test_a_mapped_key_may_be_absent_from_some_lines(read: Read) -> None:
+    records = [{**GOOD, "answer": "Hello."}, {**GOOD, "id": "b", "response": "Not this."}]
+    rows = read(records, columns={"response": "answer"})
+    assert [row.response for row in rows] == ["Hello.", None]
+
+
+def test_a_csv_column_twice_is_refused(read: Read) -> None:
+    said = fault_of(read, "id,prompt,label,id\na,Hi,respond,b\n", "f.csv")
+    assert said.endswith("f.csv, line 1: column 'id' twice")
 
 
 @pytest.mark.parametrize("name", ["f.jsonl", "f.csv"])
@@ -188,7 +201,6 @@ def test_a_truncated_parquet_file_is_named(read: Read, tmp_path: Path) -> None:
         assert "f.parquet: not a whole Parquet file" in fault_of(read, content, "f.parquet")
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="only ArrowInvalid is caught")
 def test_a_damaged_parquet_file_is_named(read: Read, tmp_path: Path) -> None:
     records = [{**GOOD, "id": str(i), "prompt": f"p {i * 7919 % 999}"} for i in range(999)]
     whole = bytearray(write_table(tmp_path / "w.parquet", records).read_bytes())
@@ -215,21 +227,22 @@ def test_an_open_quote_in_csv_is_named(read: Read) -> None:
     assert ": not CSV (unexpected end of data)" in said
 
 
-@pytest.mark.xfail(strict=True, reason="DictReader counts a line once its row is whole")
 def test_broken_csv_is_named_with_its_own_line(read: Read) -> None:
     said = fault_of(read, 'id,prompt,label\na,Hi,respond\nb,"Hi"x,respond\n', "f.csv")
     assert "f.csv, line 3: not CSV" in said
 
 
-@pytest.mark.xfail(strict=True, raises=InputError, reason="csv's limit of 131072 characters")
 def test_csv_holds_prompts_as_long_as_jsonl_does(read: Read) -> None:
     assert len(read([{**GOOD, "prompt": "x" * 140_000}], "f.csv")[0].prompt_text) == 140_000
 
 
-@pytest.mark.xfail(strict=True, raises=InputError, reason="CSV cells are text, never true or false")
 def test_csv_can_say_train_control(read: Read) -> None:
-    (row,) = read("id,prompt,label,train_control\na,Hi,respond,false\n", "f.csv")
-    assert row.train_control is False
+    content = "id,prompt,label,train_control\na,true,respond,False\nb,Hi,respond,true\n"
+    rows = read(content, "f.csv")
+    assert [row.train_control for row in rows] == [False, True]
+    assert rows[0].prompt_text == "true"
+    assert read(content.replace("train_", "my_"), "f.csv", columns={"train_control": "my_control"})
+    assert "'train_control': found 'no'" in fault_of(read, content.replace("False", "no"), "f.csv")
 
 
 def test_missing_files_folders_and_unknown_kinds_are_named(tmp_path: Path) -> None:
@@ -350,7 +363,6 @@ def test_at_most_twenty_faults_are_shown(read: Read) -> None:
     assert said.endswith("... and 30 more")
 
 
-@pytest.mark.xfail(strict=True, reason="the shortened list is counted, with its last line")
 def test_the_number_of_faults_is_that_of_all_of_them(read: Read) -> None:
     said = fault_of(read, [{**GOOD, "label": "x"} for _ in range(50)])
     assert said.startswith("50 faults in rows:")
@@ -369,20 +381,25 @@ def test_rows_of_several_files_come_in_order(tmp_path: Path) -> None:
     assert [row.id for row in read_rows(paths, TAXONOMY)] == ["2", "0", "1"]
 
 
-@pytest.mark.xfail(strict=True, reason="JSON keeps the last of two equal keys in silence")
 def test_a_key_twice_in_one_object_is_refused(read: Read) -> None:
     said = fault_of(read, '{"id": "a", "prompt": "x", "label": "refuse", "label": "respond"}')
     assert "'label' twice" in said
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeEncodeError, reason="a half of a surrogate pair")
-def test_text_that_cannot_be_encoded_is_refused_or_hashed(read: Read) -> None:
-    try:
-        rows = read('{"id": "a", "prompt": "cut \\ud83d", "label": "respond"}')
-    except InputError as error:
-        assert "prompt" in str(error)  # noqa: PT017
-    else:
-        assert rows[0].prompt_sha256
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("prompt", "cut \ud83d"),
+        ("prompt", [{"role": "user", "content": "cut \ud83d"}]),
+        ("response", "cut \ud83d"),
+        ("id", "cut \ud83d"),
+    ],
+)
+def test_text_that_cannot_be_encoded_is_refused(key: str, value: Any, read: Read) -> None:
+    said = fault_of(read, json.dumps({**GOOD, key: value}))
+    assert f"key '{key}'" in said
+    assert "holds half of a surrogate pair" in said
+    assert read(json.dumps({**GOOD, "prompt": "whole \U0001f600"}))
 
 
 def test_unlabelled_rows_are_read_where_they_are_allowed(read: Read) -> None:
@@ -528,7 +545,10 @@ def test_an_empty_part_is_an_error_that_names_it() -> None:
         split_by_group([plain("a"), plain("b", "a")], SHARES)
 
 
-@pytest.mark.parametrize("shares", [{}, {"a": 0.5}, {"a": 1.5, "b": -0.5}, {"a": 1.0, "b": 0.0}])
+@pytest.mark.parametrize(
+    "shares",
+    [{}, {"a": 0.5}, {"a": 1.5, "b": -0.5}, {"a": 1.0, "b": 0.0}, {"a": 1.0, "b": float("nan")}],
+)
 def test_shares_must_be_positive_and_sum_to_one(shares: dict[str, float]) -> None:
     with pytest.raises(InputError, match="must be positive and sum to 1; found"):
         split_by_group([plain("a")], shares)

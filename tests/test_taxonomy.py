@@ -135,7 +135,7 @@ def test_every_fault_of_the_categories_is_listed_at_once() -> None:
         (data({**GOOD, "descripton": "x"}), r"'descripton' \(did you mean 'description'\?\)"),
         (data(GOOD, respond=""), "respond must be a sentence"),
         (data(GOOD, respond=None), "respond must be a sentence"),
-        (data(GOOD, respond={"token": "x"}), "respond must be a sentence"),
+        (data(GOOD, respond={"token": "<|respond|>"}), "respond must be a sentence"),
         (data(GOOD, single_token="yes"), "single_token must be true or false"),
         (data({**GOOD, "id": "Legal"}), "category id 'Legal'"),
     ],
@@ -174,7 +174,19 @@ def test_a_missing_or_broken_taxonomy_file_is_named(tmp_path: Path) -> None:
         load_taxonomy(tmp_path / "two.yaml")
 
 
-@pytest.mark.xfail(strict=True, reason="a token that the package would not use passes in silence")
 def test_a_token_spelled_otherwise_is_refused() -> None:
     with pytest.raises(InputError, match="token"):
         taxonomy_from_dict(data({**GOOD, "token": "<|mine|>"}), "my.yaml")
+
+
+def test_the_token_that_the_package_makes_may_be_stated() -> None:
+    token = f"<|refuse:{GOOD['id']}|>"
+    stated = data({**GOOD, "token": token})
+    assert taxonomy_from_dict(stated, "my.yaml").tokens[1] == token
+    assert taxonomy_from_dict(stated, "my.yaml", single_token=True).tokens[1] == "<|refuse|>"
+    with pytest.raises(InputError, match=r"my\.yaml: category 1: token"):
+        taxonomy_from_dict({**stated, "single_token": True}, "my.yaml")
+    with pytest.raises(InputError, match=r"my\.yaml: respond: token '<\|ok\|>'"):
+        taxonomy_from_dict(
+            {**stated, "respond": {"token": "<|ok|>", "description": "x"}}, "my.yaml"
+        )
