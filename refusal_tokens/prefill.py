@@ -31,7 +31,8 @@ def profile_rows(
     Args:
         checkpoint: the model.
         rows: the prompts.
-        temperatures: for which to store the logsumexp of the rest of the vocabulary.
+        temperatures: for which to store the logsumexp of the rest of the vocabulary; 1 is
+            always among them.
         batch_tokens: padded tokens in a batch, at most.
         progress: show a bar once it has run for two seconds.
 
@@ -42,6 +43,7 @@ def profile_rows(
         raise InputError("no rows to profile")
     if any(not t > 0 for t in temperatures):
         raise InputError(f"temperatures must be above 0; found {list(temperatures)}")
+    temperatures = sorted({1.0, *temperatures})
     encoder = checkpoint.encoder
     prompts = [encoder.prompt_ids(row.prompt) for row in rows]
     _check_lengths(checkpoint, rows, prompts)

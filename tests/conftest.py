@@ -66,8 +66,8 @@ def make_model(vocabulary: int, *, tied: bool):  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=64,
+        intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from peft import PeftModel
 
-from conftest import ROOT
 from refusal_tokens.cli import main
 from refusal_tokens.policy import Policy
 from refusal_tokens.profiles import read_profile
