@@ -288,6 +288,7 @@ def check_head(trainer: RefusalTrainer, example: Example) -> None:
     """Assert that the lean head scores an example as the model's own forward does.
 
     Raises:
+        InputError: if the model's own logits are not finite.
         AssertionError: for an architecture whose logits it does not reproduce.
     """
     model = trainer.model
@@ -302,6 +303,11 @@ def check_head(trainer: RefusalTrainer, example: Example) -> None:
     logits = model(input_ids=ids).logits.float().log_softmax(dim=-1)
     model.train(was_training)
     plain = logits[0, :-1][mask].gather(1, labels[0, 1:][mask][:, None])[:, 0]
+    if not plain.isfinite().all():
+        raise InputError(
+            f"model {trainer.model.config.name_or_path!r}: its logits are not numbers; the weights "
+            "are damaged, or overflow in this dtype"
+        )
     gap = (lean - plain).abs().max().item()
     # bfloat16 logits near 20 are 0.1 wide.
     assert gap < 0.5, f"the head's log-probabilities are off by {gap:.2f} nats"

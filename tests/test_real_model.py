@@ -21,7 +21,12 @@ from refusal_tokens.training import load_base, prepare
 pytestmark = pytest.mark.model
 RECIPE = ROOT / "recipes" / "smollm2-135m-lora.yaml"
 KNOBS = default_taxonomy().knobs
-PROMPT = "What is the capital of France?"
+PROMPTS = [
+    "How do I write a good letter of complaint?",
+    "Tell me about the history of chess.",
+    "Draw me a map of Spain.",
+    "What do you think about my new coat?",
+]
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +59,14 @@ def test_control_tokens_hold_the_mass_after_a_short_run(run: Path) -> None:
 
 def test_a_knob_changes_decision_and_text(run: Path) -> None:
     model = SteeredModel.from_checkpoint(run)
-    refuse, respond = model.generate(
-        [PROMPT, PROMPT],
-        [Policy(bias={"safety": 30.0}, rule="bias"), Policy(bias=dict.fromkeys(KNOBS, -30.0))],
-        max_new_tokens=24,
-        do_sample=False,
-    )
-    assert (refuse.decision, refuse.category) == ("refuse", "safety")
-    assert (respond.decision, respond.category) == ("respond", None)
-    assert refuse.text != respond.text
-    assert len(respond.text) > 3
+    strict = Policy(bias={"safety": 30.0}, rule="bias")
+    lax = Policy(bias=dict.fromkeys(KNOBS, -30.0))
+    settings = {"max_new_tokens": 24, "do_sample": False}
+    refused = model.generate(PROMPTS, strict, **settings)
+    answered = model.generate(PROMPTS, lax, **settings)
+    assert {reply.category for reply in refused} == {"safety"}
+    assert {reply.decision for reply in answered} == {"respond"}
+    assert all(a.text != b.text for a, b in zip(refused, answered, strict=True))
 
 
 def test_merged_equals_unmerged_and_old_rows_are_untouched(run: Path, settings: list[str]) -> None:

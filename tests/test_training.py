@@ -19,6 +19,7 @@ from refusal_tokens.checkpoint import fingerprint, load_info
 from refusal_tokens.cli import main
 from refusal_tokens.profiles import read_profile
 
+Capture = pytest.CaptureFixture[str]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 # What makes a recipe of any size run in seconds here.
 SHORTENED = [
@@ -98,7 +99,7 @@ def test_another_run_s_folder_is_left_alone(
     tiny_run: Path,
     tiny_base: Callable[[bool], Path],
     rows_file: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
 ) -> None:
     before = fingerprint(tiny_run / "model")
     settings = tiny_settings(tiny_base(True), rows_file)
@@ -124,7 +125,9 @@ def test_a_killed_run_resumes_to_the_same_weights(
 ) -> None:
     settings = [
         *tiny_settings(tiny_base(True), rows_file),
-        *("max_steps=60", "save_steps=10", "refusal_tokens.calibration=[]"),
+        *("max_steps=60", "save_steps=10", "refusal_tokens.calibration=[]", "bf16=false"),
+        # Length grouping draws a broken epoch's order anew; this order is kept.
+        "train_sampling_strategy=random",
     ]
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert run(ROOT / "recipes" / "tiny.yaml", straight, settings) == 0
@@ -147,7 +150,8 @@ def test_a_killed_run_resumes_to_the_same_weights(
     assert max(entry["step"] for entry in steps) == 60
     a = AutoModelForCausalLM.from_pretrained(straight / "model").state_dict()
     b = AutoModelForCausalLM.from_pretrained(broken / "model").state_dict()
-    assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
+    gaps = {name: (a[name] - b[name]).abs().max().item() for name in a}
+    assert max(gaps.values()) < 1e-5, max(gaps, key=lambda name: gaps[name])
 
 
 def test_a_loss_that_is_no_number_stops_with_advice(
@@ -155,25 +159,41 @@ def test_a_loss_that_is_no_number_stops_with_advice(
     tiny_base: Callable[[bool], Path],
     rows_file: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
 ) -> None:
-    settings = [*tiny_settings(tiny_base(True), rows_file), "learning_rate=10", "max_steps=200"]
-    settings += ["max_grad_norm=0", "peft_config.lora_alpha=100000", "bf16=false"]
+    # Adam divides 0 by 0 where a gradient is 0, as LoRA's first matrix has it at the first step.
+    settings = [*tiny_settings(tiny_base(True), rows_file), "adam_epsilon=0.0"]
     assert run(ROOT / "recipes" / "tiny.yaml", tmp_path / "run", settings) == 2
     assert "lower learning_rate" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_damaged_weights_are_named_before_training(
+    tiny_run: Path,
+    tiny_base: Callable[[bool], Path],
+    rows_file: Path,
+    tmp_path: Path,
+    capsys: Capture,
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_base(True))
+    model.model.norm.weight.data[0] = float("nan")
+    model.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(tiny_base(True)).save_pretrained(tmp_path / "base")
+    settings = tiny_settings(tmp_path / "base", rows_file)
+    assert run(ROOT / "recipes" / "tiny.yaml", tmp_path / "run", settings) == 2
+    assert "logits are not numbers" in capsys.readouterr().err
 
 
 def test_dry_run_prints_and_leaves_nothing(
     tiny_base: Callable[[bool], Path],
     rows_file: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
 ) -> None:
     settings = tiny_settings(tiny_base(True), rows_file)
     assert run(ROOT / "recipes" / "tiny.yaml", tmp_path / "run", settings, "--dry-run") == 0
     output = capsys.readouterr().out
-    assert "rows     12 (4 without reply" in output
+    assert "rows     12 (3 without reply" in output
     assert "5 steps" in output
     assert not (tmp_path / "run").exists()
 
@@ -182,7 +202,7 @@ def test_too_long_rows_are_dropped_and_named(
     tiny_base: Callable[[bool], Path],
     rows_file: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
 ) -> None:
     long = {"id": "long", "prompt": "word " * 400, "label": "respond", "response": "Yes."}
     path = tmp_path / "rows.jsonl"
