@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done. 2: the input was wrong, with one message. 130: interrupted. Anything else raises.
     """
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         options.run(options)
     except InputError as error:
@@ -30,6 +30,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a pipe has gone, as with `| head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse, taking prompts on either side of the options.
+
+    argparse ends an open list of positional arguments at the first option.
+    """
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    prompts = getattr(options, "prompt", None)
+    if rest and (not isinstance(prompts, list) or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.prompt = [*prompts, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

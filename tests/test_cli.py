@@ -51,6 +51,17 @@ def test_generate_shows_a_knob_changing_the_decision(tiny_run: Path, capsys: Cap
     assert "-> refuse:safety" not in low
 
 
+def test_prompts_may_follow_the_options(tiny_run: Path, capsys: Capture) -> None:
+    options = ["--max-new-tokens", "2", "--json"]
+    after = ok(["generate", str(tiny_run), *options, "One", "Two"], capsys)
+    around = ok(["generate", str(tiny_run), "One", *options, "Two"], capsys)
+    assert after == around
+    assert len(after.splitlines()) == 2
+    with pytest.raises(SystemExit) as caught:
+        main(["generate", str(tiny_run), "One", "--frobnicate"])
+    assert caught.value.code == 2
+
+
 def test_a_sweep_replies_once_for_each_setting(tiny_run: Path, capsys: Capture) -> None:
     arguments = ["generate", str(tiny_run), "Hi", "Bye", "--sweep", "safety=-60,0,60"]
     out = ok([*arguments, "--rule", "bias", "--max-new-tokens", "3", "--json"], capsys)
