@@ -140,7 +140,10 @@ def test_unmasked_adds_the_bias_and_leaves_the_choice(model: SteeredModel) -> No
     free = Policy(rule="bias", masked=False)
     pushed = Policy(rule="bias", masked=False, bias={"humanizing": 60.0})
     controls = set(model.checkpoint.info.control_token_ids)
-    assert any(r.token_ids[0] not in controls for r in model.generate(PROMPTS, free, **SHORT))
+    torch.manual_seed(0)
+    hot = {"max_new_tokens": 6, "do_sample": True, "temperature": 50.0, "top_k": 0}
+    replies = model.generate(PROMPTS, free, **hot)
+    assert any(reply.token_ids[0] not in controls for reply in replies)
     assert [opened_with(r) for r in model.generate(PROMPTS, pushed, **SHORT)] == ["humanizing"] * 4
 
 
