@@ -40,10 +40,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     prompts = getattr(options, "prompt", None)
-    if rest and (not isinstance(prompts, list) or any(word.startswith("-") for word in rest)):
+    if not rest:
+        return options
+    if not isinstance(prompts, list) or any(word.startswith("-") for word in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.prompt = [*prompts, *rest]
+    options.prompt = [*prompts, *rest]
     return options
 
 
