@@ -17,7 +17,8 @@ from refusal_tokens.base_model import fast_dtype
 from refusal_tokens.errors import InputError
 from refusal_tokens.training import Prepared
 
-# Multiply-adds per second and core, measured on AVX-512 bfloat16; half of it without.
+# Operations per second and core: a round figure for bfloat16 on AVX-512, halved for float32. The
+# estimate states its own uncertainty.
 FLOPS_PER_CORE = 1.0e11
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import LogitsProcessorList
 
 from refusal_tokens.curves import Rate, rate
-from refusal_tokens.errors import InputError
+from refusal_tokens.errors import InputError, unknown
 from refusal_tokens.files import atomic_file
 from refusal_tokens.judge import judge
 from refusal_tokens.policy import Policy
@@ -65,10 +65,9 @@ def forced_outcomes(
         InputError: for a token that the taxonomy does not have.
     """
     taxonomy = model.checkpoint.info.taxonomy
-    unknown = [token for token in tokens if token not in taxonomy.tokens]
-    if unknown:
-        allowed = ", ".join(taxonomy.tokens)
-        raise InputError(f"unknown control token {unknown[0]!r}; allowed: {allowed}")
+    for token in tokens:
+        if token not in taxonomy.tokens:
+            raise InputError(unknown("control token", token, taxonomy.tokens))
     jobs = [(row, taxonomy.tokens.index(token)) for token in tokens for row in rows]
     outcomes = []
     with tqdm(total=len(jobs), desc="Generating", unit="reply", delay=2) as bar:
