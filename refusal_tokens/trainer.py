@@ -77,12 +77,8 @@ class RefusalTrainer(SFTTrainer):  # type: ignore[misc]
         make_rows_sparse(self.model)
         smoothing = Smoothing(self._control_ids, control_smoothing) if control_smoothing else None
         add_labelled_head(causal_lm(self.model), smoothing)
-        reply_tokens = max(reply_tokens_per_row, 1.0)
-        share = control_share
-        if share is None:
-            share = 1 / (1 + reply_tokens) if control_ids else 0.0
-        self._control_weight = share
-        self._reply_weight = (1 - share) / reply_tokens
+        share = control_share if control_ids else 0.0
+        self._control_weight, self._reply_weight = loss_weights(share, reply_tokens_per_row)
 
     def compute_loss(
         self,
@@ -140,6 +136,21 @@ class RefusalTrainer(SFTTrainer):  # type: ignore[misc]
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
+
+
+def loss_weights(control_share: float | None, reply_tokens_per_row: float) -> tuple[float, float]:
+    """Return the weight of a control token's and of a reply token's log-likelihood.
+
+    Args:
+        control_share: of the loss; None weighs every token the same.
+        reply_tokens_per_row: over the whole data set.
+
+    >>> loss_weights(0.5, 50), loss_weights(None, 49)
+    ((0.5, 0.01), (0.02, 0.02))
+    """
+    reply_tokens = max(reply_tokens_per_row, 1.0)
+    share = 1 / (1 + reply_tokens) if control_share is None else control_share
+    return share, (1 - share) / reply_tokens
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
