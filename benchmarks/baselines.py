@@ -121,9 +121,9 @@ def _shares(text: str) -> list[float]:
     try:
         shares = [float(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"--shares {text!r}: allowed: numbers from 0 to below 1, as 0.1,0.5")
+        shares = [1.0]
     if not all(0 <= share < 1 for share in shares):
-        raise InputError(f"--shares {text!r}: allowed: 0 to below 1")
+        raise InputError(f"--shares {text!r}: allowed: numbers from 0 to below 1, such as 0.1,0.5")
     return shares
 
 
@@ -159,7 +159,8 @@ def _prompted(
     """The untouched model under one system prompt."""
     title = f"system prompt: {name}"
     made = _plain(base, text, rows, options)
-    return point(title, _outcomes(title, made, rows, options, {"system_prompt": text}), 0.0)
+    origin = {"model": base, "system_prompt": text}
+    return point(title, _outcomes(title, made, rows, options, origin), 0.0)
 
 
 def _fine_tuned(share: float, rows: Sequence[Any], options: argparse.Namespace) -> Point:
@@ -378,9 +379,9 @@ def _write(
 def _page(points: Sequence[Point], options: argparse.Namespace) -> None:
     from refusal_tokens.cli import main as command
 
-    files = {"tokens, every setting": options.output / "token.parquet"}
+    files = {"tokens: profile": options.output / "token.parquet"}
     files |= {own.name: _file(options, own.name) for own in points}
-    names = ["--names", ",".join(name.replace(",", ";") for name in files)]
+    names = ["--names", ",".join(files)]
     place = ["--output", str(options.output / "page"), "--overwrite"]
     if command(["compare", *map(str, files.values()), *names, *place]):
         raise InputError("the page could not be made; the table and outcomes are whole")
