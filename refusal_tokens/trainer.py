@@ -149,8 +149,9 @@ def loss_weights(control_share: float | None, reply_tokens_per_row: float) -> tu
     ((0.5, 0.01), (0.02, 0.02))
     """
     reply_tokens = max(reply_tokens_per_row, 1.0)
-    share = 1 / (1 + reply_tokens) if control_share is None else control_share
-    return share, (1 - share) / reply_tokens
+    if control_share is None:
+        return 1 / (1 + reply_tokens), 1 / (1 + reply_tokens)
+    return control_share, (1 - control_share) / reply_tokens
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:

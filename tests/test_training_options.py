@@ -302,7 +302,7 @@ def test_a_model_without_control_tokens_is_a_plain_folder(
     before = AutoModelForCausalLM.from_pretrained(tiny_base(False)).get_input_embeddings().weight
     after = AutoModelForCausalLM.from_pretrained(folder)
     assert torch.equal(after.get_input_embeddings().weight, before)
-    assert not [t for t in AutoTokenizer.from_pretrained(folder).get_vocab() if "refuse" in t]
+    assert not [t for t in AutoTokenizer.from_pretrained(folder).get_vocab() if "<|re" in t]
     info = json.loads((folder / "training.json").read_text())
     assert info["control_token_ids"] == []
     assert info["training"]["rows without control token"] == info["training"]["rows"] == 9
