@@ -309,28 +309,47 @@ def distance(a: Measured, b: Measured) -> float:
 
 
 def over_seeds(values: Sequence[Measured]) -> Measured:
-    """Return the mean over seeds with Student's interval; of one seed, its own over prompts.
+    """Return the mean over seeds of a number from 0 to 1; of one seed, the number itself.
 
-    >>> str(over_seeds([Measured(v, 0, 1, 9) for v in (0.4, 0.5, 0.6)]))
-    '0.500 [0.252, 0.748]'
+    Its interval holds both errors: that of the prompts, which all seeds share (the mean of their
+    half-widths), and that of the seeds (Student's t), added as independent errors are.
+
+    >>> str(over_seeds([Measured(v, v - 0.1, v + 0.1, 9) for v in (0.5, 0.5, 0.5)]))
+    '0.500 [0.400, 0.600]'
     """
-    known = [m.value for m in values if m.value is not None]
-    if len(values) == 1 or len(known) < len(values):
-        return values[0] if len(values) == 1 else Measured(None, None, None, 0)
-    mean = float(np.mean(known))
-    half = float(student.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
-    return Measured(mean, mean - half, mean + half, values[0].n)
+    if len(values) == 1:
+        return values[0]
+    if any(m.value is None or m.low is None or m.high is None for m in values):
+        return Measured(None, None, None, 0)
+    points = np.array([[m.value, m.low, m.high] for m in values], dtype=float)
+    mean = float(points[:, 0].mean())
+    half = seed_half_width(points[:, 0])
+    below, above = np.abs(points[:, 1:] - points[:, :1]).mean(axis=0)
+    low, high = mean - math.hypot(below, half), mean + math.hypot(above, half)
+    return Measured(mean, max(0.0, low), min(1.0, high), values[0].n)
+
+
+def seed_half_width(values: Sequence[float] | np.ndarray) -> float:
+    """Return half the width of Student's 95% interval of a mean over seeds."""
+    n = len(values)
+    return float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
 
 
 def differences(runs: Sequence[Any], default: Sequence[Any], key: str) -> Measured | None:
-    """Return variant less default over the seeds that both have; None with fewer than two."""
+    """Return variant less default over the seeds that both have; None with fewer than two.
+
+    The interval is over seeds alone, for these prompts: the page has paired tests over prompts.
+    """
     gaps = []
     for own, other in zip(runs, default, strict=False):
         a, b = (r["measures"].get(key, {}).get("value") for r in (own, other))
         if a is None or b is None:
             return None
-        gaps.append(Measured(a - b, None, None, own["measures"][key]["n"]))
-    return over_seeds(gaps) if len(gaps) > 1 else None
+        gaps.append(a - b)
+    if len(gaps) < 2:
+        return None
+    mean, half = float(np.mean(gaps)), seed_half_width(gaps)
+    return Measured(mean, mean - half, mean + half, runs[0]["measures"][key]["n"])
 
 
 def _records(results: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -346,7 +365,7 @@ def _records(results: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
                     "seeds": len(runs),
                     "measure": key,
                     **asdict(value),
-                    "interval over": "seeds" if len(runs) > 1 else "prompts",
+                    "interval over": "prompts and seeds" if len(runs) > 1 else "prompts",
                     "difference": change.value if change else None,
                     "difference low": change.low if change else None,
                     "difference high": change.high if change else None,
@@ -404,8 +423,9 @@ def _write(
     if chosen:
         parts += [f"Seed by seed, {budget.seeds} seeds each:", _changes(results, chosen)]
     parts += [
-        "Intervals are 95%: over prompts (Wilson, or bootstrap by group) where there is one seed, "
-        "over seeds (Student's t) where there are several.",
+        "Intervals are 95%: over prompts (Wilson, or bootstrap by group), and where there are "
+        "several seeds over seeds as well (Student's t, both errors added as independent ones). "
+        "Those of differences are over seeds alone, for these prompts.",
         provenance(_command(options)),
     ]
     text = "\n\n".join(parts)

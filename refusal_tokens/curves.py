@@ -43,7 +43,8 @@ def wilson(share: NDArray[np.floating], n: int) -> tuple[Floats, Floats]:
     half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     scale = 1 + z**2 / n
     # The interval holds its share; at 0 and 1 rounding could leave it a hair outside.
-    return np.clip((middle - half) / scale, 0.0, share), np.clip((middle + half) / scale, share, 1.0)
+    low, high = (middle - half) / scale, (middle + half) / scale
+    return np.clip(low, 0.0, share), np.clip(high, share, 1.0)
 
 
 def rate(count: float, n: int) -> Rate:

@@ -56,10 +56,17 @@ def test_the_variants_that_moved_most_are_chosen_by_their_own_precision() -> Non
 
 
 def test_several_seeds_give_a_mean_with_student_s_interval() -> None:
-    found = ablation.over_seeds([Measured(v, None, None, 50) for v in (0.80, 0.82, 0.87)])
+    values = (0.80, 0.82, 0.87)
     # Mean 0.83, standard deviation 0.03606, t(0.975, 2) = 4.3027: half-width 0.08957.
-    assert (found.value, found.n) == (pytest.approx(0.83), 50)
-    assert (found.low, found.high) == (pytest.approx(0.7404, abs=1e-4), pytest.approx(0.9196, 1e-4))
+    assert ablation.seed_half_width(values) == pytest.approx(0.08957, abs=1e-5)
+    found = ablation.over_seeds([Measured(v, v - 0.03, v + 0.04, 50) for v in values])
+    # With the prompts' own: hypot(0.03, 0.08957) = 0.09446 below, hypot(0.04, ...) = 0.09810 above.
+    ends = (found.value, found.low, found.high)
+    assert ends == pytest.approx((0.83, 0.73554, 0.92810), abs=1e-4)
+    assert found.n == 50
+    # Seeds that agree do not make the prompts' error go away, and a rate stays a rate.
+    agreed = ablation.over_seeds([Measured(1.0, 0.8, 1.0, 9)] * 3)
+    assert (agreed.low, agreed.high) == pytest.approx((0.8, 1.0))
     one = Measured(0.5, 0.4, 0.6, 9)
     assert ablation.over_seeds([one]) == one
 
@@ -121,7 +128,7 @@ def test_a_tiny_ablation_runs_writes_its_table_and_resumes(
     # Each refusal token on three prompts.
     assert own["text: refusal after a refusal token"]["n"] == "15"
     assert own["test: AUC"]["n"] == own["calibration: AUC"]["n"] == "12"
-    assert own["test: AUC"]["interval over"] == "seeds"
+    assert own["test: AUC"]["interval over"] == "prompts and seeds"
     assert (output / "page" / "index.html").is_file()
     assert not list(output.glob("*/model"))
 
