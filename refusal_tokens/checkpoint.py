@@ -23,6 +23,8 @@ from refusal_tokens.taxonomy import Taxonomy, taxonomy_from_dict
 
 SCHEMA_VERSION = 1
 INFO_FILE = "refusal_tokens.json"
+# What a model trained without control tokens carries in its place: where it came from.
+PLAIN_INFO_FILE = "training.json"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 
 
@@ -108,6 +110,9 @@ def save_checkpoint(
 ) -> CheckpointInfo:
     """Write model, tokenizer, ``refusal_tokens.json`` and the model card; nothing half-written.
 
+    A model without control tokens gets ``training.json`` instead, and no card: it is a plain
+    transformers folder, which no command takes for a checkpoint.
+
     Returns:
         The info with the model's fingerprint.
     """
@@ -122,8 +127,11 @@ def save_checkpoint(
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         info = replace(info, model_fingerprint=fingerprint(temporary))
-        write_json(temporary / INFO_FILE, info.to_dict())
-        (temporary / "README.md").write_text(model_card(info, None), encoding="utf-8")
+        if info.control_token_ids:
+            write_json(temporary / INFO_FILE, info.to_dict())
+            (temporary / "README.md").write_text(model_card(info, None), encoding="utf-8")
+        else:
+            write_json(temporary / PLAIN_INFO_FILE, info.to_dict())
     return info
 
 

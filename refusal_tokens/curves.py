@@ -42,7 +42,9 @@ def wilson(share: NDArray[np.floating], n: int) -> tuple[Floats, Floats]:
     middle = share + z**2 / (2 * n)
     half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     scale = 1 + z**2 / n
-    return np.maximum((middle - half) / scale, 0.0), np.minimum((middle + half) / scale, 1.0)
+    # The interval holds its share; at 0 and 1 rounding could leave it a hair outside.
+    low, high = (middle - half) / scale, (middle + half) / scale
+    return np.clip(low, 0.0, share), np.clip(high, share, 1.0)
 
 
 def rate(count: float, n: int) -> Rate:

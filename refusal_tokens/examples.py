@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from refusal_tokens.chat import ChatEncoder
-from refusal_tokens.rows import Row
+from refusal_tokens.rows import Row, part_of
 from refusal_tokens.taxonomy import Taxonomy
 
 IGNORED = -100
@@ -20,7 +20,8 @@ class Example:
         input_ids: prompt, control token, reply, end of turn.
         labels: the same length; ``IGNORED`` on the prompt (and on the control token where the row
             masks it).
-        prompt_length: the decision position: ``input_ids[prompt_length]`` is the control token.
+        prompt_length: the decision position: ``input_ids[prompt_length]`` is the control token, or
+            the first token of the reply in an example without.
     """
 
     input_ids: list[int]
@@ -36,6 +37,7 @@ class ExampleSet:
         examples: in the order of the rows that were kept.
         dropped: ids of rows longer than ``max_length``.
         control_tokens: labels on control tokens.
+        without_token: examples whose reply follows the prompt directly.
         reply_tokens: labels on reply tokens.
         tokens: all tokens, prompts included.
     """
@@ -43,32 +45,62 @@ class ExampleSet:
     examples: tuple[Example, ...]
     dropped: tuple[str, ...]
     control_tokens: int
+    without_token: int
     reply_tokens: int
     tokens: int
 
 
 def build_example(
-    row: Row, encoder: ChatEncoder, taxonomy: Taxonomy, control_ids: Sequence[int]
+    row: Row,
+    encoder: ChatEncoder,
+    taxonomy: Taxonomy,
+    control_ids: Sequence[int],
+    *,
+    with_token: bool = True,
 ) -> Example:
     """Build one example and assert where its decision position is.
+
+    Args:
+        row: labelled.
+        encoder: prompts and replies to ids.
+        taxonomy: which token opens the reply.
+        control_ids: of the taxonomy's tokens.
+        with_token: False lets the reply follow the prompt directly.
 
     Raises:
         AssertionError: if the control token would not stand right after the generation prompt, or
             elsewhere too.
     """
     prompt = encoder.prompt_ids(row.prompt)
-    control = control_ids[taxonomy.token_index(row.label or "", row.category)]
     reply = encoder.reply_ids(row.response) if row.response is not None else []
     expected = list(encoder.generation_prompt_ids)
     if expected and prompt[-len(expected) :] != expected:
         raise AssertionError(f"row {row.id!r}: the prompt does not end in the generation prompt")
     if set(control_ids) & {*prompt, *reply}:
         raise AssertionError(f"row {row.id!r}: a control token outside the decision position")
+    opening = []
+    if with_token:
+        opening = [control_ids[taxonomy.token_index(row.label or "", row.category)]]
     return Example(
-        input_ids=[*prompt, control, *reply],
-        labels=[IGNORED] * len(prompt) + [control if row.train_control else IGNORED, *reply],
+        input_ids=[*prompt, *opening, *reply],
+        labels=[
+            *[IGNORED] * len(prompt),
+            *(opening if row.train_control else [IGNORED] * len(opening)),
+            *reply,
+        ],
         prompt_length=len(prompt),
     )
+
+
+def opens_plainly(row: Row, share: float, seed: int) -> bool:
+    """Whether a row is among the ``share`` whose reply is trained without a control token.
+
+    It depends on the row's id and the seed alone. Rows without reply have nothing else to train,
+    and a reply whose token is masked goes against its prompt: neither is ever chosen.
+    """
+    if not share or row.response is None or not row.train_control:
+        return False
+    return part_of(row.id, {"plain": share, "opened": 1 - share}, f"token {seed}") == "plain"
 
 
 def build_examples(
@@ -77,15 +109,31 @@ def build_examples(
     taxonomy: Taxonomy,
     control_ids: Sequence[int],
     max_length: int | None,
+    *,
+    share_without_token: float = 0.0,
+    seed: int = 0,
 ) -> ExampleSet:
-    """Build the examples of a data set; rows longer than ``max_length`` are dropped and counted."""
+    """Build the examples of a data set; rows longer than ``max_length`` are dropped and counted.
+
+    Args:
+        rows: labelled.
+        encoder: prompts and replies to ids.
+        taxonomy: which token opens a reply.
+        control_ids: of the taxonomy's tokens; none for a model without control tokens.
+        max_length: in tokens; None keeps all.
+        share_without_token: see ``opens_plainly``.
+        seed: of the choice of those rows.
+    """
     kept, dropped = [], []
+    without_token = 0
     for row in rows:
-        example = build_example(row, encoder, taxonomy, control_ids)
+        with_token = bool(control_ids) and not opens_plainly(row, share_without_token, seed)
+        example = build_example(row, encoder, taxonomy, control_ids, with_token=with_token)
         if max_length is not None and len(example.input_ids) > max_length:
             dropped.append(row.id)
         elif any(label != IGNORED for label in example.labels):
             kept.append(example)
+            without_token += not with_token
         else:
             dropped.append(row.id)
     controls = set(control_ids)
@@ -95,6 +143,7 @@ def build_examples(
         examples=tuple(kept),
         dropped=tuple(dropped),
         control_tokens=n_control,
+        without_token=without_token,
         reply_tokens=len(labels) - n_control,
         tokens=sum(len(example.input_ids) for example in kept),
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from refusal_tokens.errors import InputError, one_message
 from refusal_tokens.rows import Part, Row, read_sources
@@ -22,16 +22,19 @@ class Drawn:
         found: rows in it.
         taken: rows of it in the mix.
         skipped: rows left out as faulty.
+        left_out: rows that the recipe's options leave out.
     """
 
     title: str
     found: int
     taken: int
     skipped: int
+    left_out: int = 0
 
     def __str__(self) -> str:
-        skipped = f", {self.skipped} faulty left out" if self.skipped else ""
-        return f"{self.title}: {self.taken} of {self.found} rows{skipped}"
+        text = f"{self.title}: {self.taken} of {self.found} rows"
+        text += f", {self.skipped} faulty left out" if self.skipped else ""
+        return text + (f", {self.left_out} left out by option" if self.left_out else "")
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,16 @@ def read_mix(
     *,
     seed: int = 0,
     contrast_share: float | None = None,
+    refusal_share: float | None = None,
+    keep: Callable[[Row], bool] = lambda row: True,
 ) -> Mix:
     """Read sources and mix them.
 
-    Counts are drawn first; then ``contrast_share`` thins out whichever of near-misses and refusals
-    is in excess; then shares are drawn so that they hold of the whole mix.
+    Rows that ``keep`` leaves out are as if they were not there. Counts are drawn first; then
+    ``contrast_share`` thins out whichever of near-misses and refusals is in excess, or
+    ``refusal_share`` whichever of refuse and respond rows; then shares are drawn so that they hold
+    of the whole mix. Rows whose control token is not trained take no part in either: their label
+    is not what their prompt asks for.
 
     Args:
         sources: with their counts and shares.
@@ -66,21 +74,32 @@ def read_mix(
             holds the rows of a smaller one.
         contrast_share: near-miss rows among all rows with a category, from 0 to below 1; None
             leaves them as they are.
+        refusal_share: refuse rows among all rows, likewise.
+        keep: whether a row may be drawn.
 
     Raises:
         InputError: for faults in rows, or where more rows are asked for than there are.
     """
-    parts = read_sources(sources, taxonomy)
+    whole = read_sources(sources, taxonomy)
+    parts = [replace(part, rows=[row for row in part.rows if keep(row)]) for part in whole]
     rows = [_counted(part, seed) for part in parts]
     short = [fault for part in parts for fault in _count_faults(part)]
     if short:
         raise one_message(short, "the mix")
     if contrast_share is not None:
         rows = _contrasted(parts, rows, contrast_share, seed)
+    if refusal_share is not None:
+        rows = _thinned(rows, "refusal_share", refusal_share, _is_refusal, _is_respond, seed)
     rows = _shared(parts, rows, seed)
     drawn = [
-        Drawn(part.source.title, len(part.rows), len(taken), part.skipped)
-        for part, taken in zip(parts, rows, strict=True)
+        Drawn(
+            title=part.source.title,
+            found=len(part.rows),
+            taken=len(taken),
+            skipped=part.skipped,
+            left_out=len(before.rows) - len(part.rows),
+        )
+        for before, part, taken in zip(whole, parts, rows, strict=True)
     ]
     return Mix([row for taken in rows for row in taken], tuple(drawn))
 
@@ -116,25 +135,59 @@ def _contrasted(
                 f"contrast_share: {part.source.path} has a share and rows with a category, so both "
                 "cannot hold; give it a count, or leave contrast_share out"
             )
-    pool = [row for taken in rows for row in taken if row.category is not None]
-    near = [row for row in pool if row.label == RESPOND]
-    refusals = [row for row in pool if row.label != RESPOND]
-    if not refusals or (share and not near):
+    return _thinned(rows, "contrast_share", share, _is_near_miss, _is_refusal, seed)
+
+
+def _is_refusal(row: Row) -> bool:
+    return row.label != RESPOND and row.train_control
+
+
+def _is_respond(row: Row) -> bool:
+    return row.label == RESPOND and row.train_control
+
+
+def _is_near_miss(row: Row) -> bool:
+    return _is_respond(row) and row.category is not None
+
+
+NAMES: dict[Callable[[Row], bool], str] = {
+    _is_near_miss: "near-misses",
+    _is_refusal: "refuse rows",
+    _is_respond: "respond rows",
+}
+
+
+def _thinned(
+    rows: Sequence[Sequence[Row]],
+    key: str,
+    share: float,
+    is_wanted: Callable[[Row], bool],
+    is_other: Callable[[Row], bool],
+    seed: int,
+) -> list[list[Row]]:
+    """Thin out whichever of wanted and other rows are in excess of ``share`` of both."""
+    pool = [row for taken in rows for row in taken]
+    wanted, others = ([row for row in pool if kind(row)] for kind in (is_wanted, is_other))
+    names = NAMES[is_other], NAMES[is_wanted]
+    if not others or (share and not wanted):
         raise InputError(
-            f"contrast_share {share:g} needs refuse rows and near-misses (respond rows with a "
-            f"category); found {len(refusals)} and {len(near)}"
+            f"{key} {share:g} needs {names[0]} and {names[1]}; found {len(others)} and "
+            f"{len(wanted)}"
         )
-    keep_near = min(len(near), round(share / (1 - share) * len(refusals)))
-    keep_refusals = len(refusals)
-    if share and keep_near == len(near):
-        keep_refusals = min(len(refusals), round((1 - share) / share * len(near)))
-    if not keep_refusals or (share and not keep_near):
+    keep_wanted = min(len(wanted), round(share / (1 - share) * len(others)))
+    keep_others = len(others)
+    if share and keep_wanted == len(wanted):
+        keep_others = min(len(others), round((1 - share) / share * len(wanted)))
+    if not keep_others or (share and not keep_wanted):
         raise InputError(
-            f"contrast_share {share:g} of {len(refusals)} refuse rows and {len(near)} near-misses "
-            f"leaves {keep_refusals} and {keep_near}; more rows are needed"
+            f"{key} {share:g} of {len(others)} {names[0]} and {len(wanted)} {names[1]} leaves "
+            f"{keep_others} and {keep_wanted}; more rows are needed"
         )
-    kept = {row.id for row in draw(near, keep_near, seed) + draw(refusals, keep_refusals, seed)}
-    return [[row for row in taken if row.category is None or row.id in kept] for taken in rows]
+    kept = {row.id for row in draw(wanted, keep_wanted, seed) + draw(others, keep_others, seed)}
+    return [
+        [row for row in taken if row.id in kept or not (is_wanted(row) or is_other(row))]
+        for taken in rows
+    ]
 
 
 def _shared(parts: Sequence[Part], rows: Sequence[list[Row]], seed: int) -> list[list[Row]]:

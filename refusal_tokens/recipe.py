@@ -12,18 +12,17 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from refusal_tokens.errors import InputError, one_message, unknown
 from refusal_tokens.files import parse_yaml, read_text
-from refusal_tokens.sources import Source, category_faults, sources_from
+from refusal_tokens.options import SPLITS, RefusalOptions, options_from
+from refusal_tokens.sources import category_faults
 from refusal_tokens.taxonomy import Taxonomy, default_taxonomy, load_taxonomy, taxonomy_from_dict
 
 SECTIONS = ("model_name_or_path", "peft_config", "quantization_config", "refusal_tokens")
-SPLITS = ("train", "calibration", "test")
-SAVE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 # SFTConfig arguments that would go round the examples or the loss built here.
 REFUSED_SFT = {
@@ -32,7 +31,7 @@ REFUSED_SFT = {
     "assistant_only_loss": "labels are built on the control token and the reply",
     "completion_only_loss": "labels are built on the control token and the reply",
     "loss_type": "the loss is the negative log-likelihood, shared by control_share",
-    "label_smoothing_factor": "it would smooth the control token's probabilities",
+    "label_smoothing_factor": "it would smooth replies too; set refusal_tokens.control_smoothing",
     "use_liger_kernel": "it would replace the loss",
     "router_aux_loss_coef": "the loss has no router term",
     "dataset_text_field": "rows have their own format",
@@ -57,38 +56,6 @@ LORA_RANGES: dict[str, tuple[float, float]] = {
     "lora_alpha": (1e-6, 1e6),
     "lora_dropout": (0, 0.999),
 }
-
-
-@dataclass(frozen=True)
-class RefusalOptions:
-    """The ``refusal_tokens`` section.
-
-    Attributes:
-        train: training rows: files or Hub data sets, each with its map and its part of the mix.
-        calibration: rows for choosing knobs; profiled after training.
-        test: rows for reporting; profiled after training.
-        contrast_share: near-misses among the training rows with a category, from 0 to below 1;
-            None leaves them as they are.
-        taxonomy: None for the default, a YAML file, or a mapping.
-        single_token: one refusal token for all categories; None leaves it to the taxonomy.
-        control_share: the control tokens' share of the loss, in (0, 1].
-        system_prompt: trained with, for conversations that have none; None leaves it to the
-            chat template.
-        chat_template_kwargs: passed to the chat template.
-        save_dtype: of the merged checkpoint; ``auto`` is float32 under 1B parameters, else the
-            base model's own.
-    """
-
-    train: tuple[Source, ...]
-    calibration: tuple[Source, ...] = ()
-    test: tuple[Source, ...] = ()
-    contrast_share: float | None = None
-    taxonomy: str | Mapping[str, Any] | None = None
-    single_token: bool | None = None
-    control_share: float = 0.5
-    system_prompt: str | None = None
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    save_dtype: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -175,7 +142,7 @@ def recipe_from_dict(data: Mapping[str, Any], name: str, where: str) -> Recipe:
     model = data.get("model_name_or_path")
     if not isinstance(model, str) or not model:
         faults.append(f"model_name_or_path: found {model!r}; allowed: a model name or folder")
-    options = _options(data.get("refusal_tokens"), faults)
+    options = options_from(data.get("refusal_tokens"), faults)
     taxonomy = _taxonomy(options, faults) if options else None
     if options and taxonomy:
         faults += _category_faults(options, taxonomy)
@@ -327,41 +294,6 @@ def _construction_faults(kind: type, values: Mapping[str, Any], prefix: str) -> 
     except (ValueError, TypeError, KeyError, ImportError) as error:
         return [f"{prefix}{error}"]
     return []
-
-
-def _options(section: Any, faults: list[str]) -> RefusalOptions | None:
-    if not isinstance(section, Mapping):
-        faults.append("refusal_tokens: the section is missing; it needs at least train")
-        return None
-    names = [f.name for f in fields(RefusalOptions)]
-    before = len(faults)
-    for key in section:
-        if key not in names:
-            faults.append(f"refusal_tokens.{unknown('key', key, names)}")
-    values = {key: value for key, value in section.items() if key in names}
-    for key in SPLITS:
-        values[key] = sources_from(values.get(key) or (), f"refusal_tokens.{key}", faults)
-    if not section.get("train"):
-        faults.append("refusal_tokens.train: missing; name at least one file of rows")
-    share = values["control_share"] = values.get("control_share", 0.5)
-    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
-        faults.append(f"refusal_tokens.control_share: found {share!r}; allowed: above 0, to 1")
-    contrast = values.get("contrast_share")
-    if contrast is not None and not (type(contrast) in (int, float) and 0 <= contrast < 1):
-        faults.append(f"refusal_tokens.contrast_share: found {contrast!r}; allowed: 0 to below 1")
-    if values.get("save_dtype", "auto") not in SAVE_DTYPES:
-        found = values["save_dtype"]
-        faults.append(f"refusal_tokens.save_dtype: {unknown('dtype', found, SAVE_DTYPES)}")
-    checks: dict[str, tuple[type | types.UnionType, str]] = {
-        "system_prompt": (str | None, "text or null"),
-        "single_token": (bool | None, "true, false or null"),
-        "chat_template_kwargs": (Mapping, "a mapping"),
-        "taxonomy": (str | Mapping | None, "a YAML file, a mapping, or null"),
-    }
-    for key, (kind, allowed) in checks.items():
-        if key in values and not isinstance(values[key], kind):
-            faults.append(f"refusal_tokens.{key}: found {values[key]!r}; allowed: {allowed}")
-    return RefusalOptions(**values) if len(faults) == before else None
 
 
 def _category_faults(options: RefusalOptions, taxonomy: Taxonomy) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from refusal_tokens.analysis import knobs_with_rows
 from refusal_tokens.base_model import fast_dtype
-from refusal_tokens.checkpoint import load_checkpoint
+from refusal_tokens.checkpoint import INFO_FILE, load_checkpoint
 from refusal_tokens.curves import summarise, summary_table
 from refusal_tokens.errors import InputError
 from refusal_tokens.evaluate import forced_outcomes
@@ -31,6 +31,11 @@ def report_run(folder: Path, rows: Mapping[str, Sequence[Row]]) -> str:
 
     The screen shows the test rows, or the calibration rows where there are none.
     """
+    if not (folder / "model" / INFO_FILE).is_file():
+        return (
+            f"{folder / 'model'} is ready. It has no control tokens, so only its text can be "
+            "measured.\nNext: make baselines"
+        )
     names = [name for name in REPORTED if name in rows]
     if not names:
         return f"{folder / 'model'} is ready; its recipe names no rows to measure it on.\n" + _next(

@@ -8,7 +8,7 @@ from typing import Any
 
 from refusal_tokens.errors import unknown
 from refusal_tokens.maps import FIELDS, LABELS
-from refusal_tokens.taxonomy import Taxonomy
+from refusal_tokens.taxonomy import HARMFUL, RESPOND, Taxonomy
 
 Messages = tuple[Mapping[str, str], ...]
 REQUIRED = ("id", "prompt", "label")
@@ -32,6 +32,7 @@ def record_faults(record: Mapping[str, Any], taxonomy: Taxonomy, labelled: bool)
         return faults
     faults = checked_messages(record["prompt"])[1]
     faults += _text_faults(record) + _label_faults(record, taxonomy, labelled)
+    faults += _control_faults(record)
     return faults + _token_faults(record.get("response"), taxonomy)
 
 
@@ -54,10 +55,20 @@ def _text_faults(record: Mapping[str, Any]) -> list[str]:
             faults.append(f"key {field!r} is empty; allowed: text{null}")
         elif _HALF_CHARACTER.search(value):
             faults.append(f"key {field!r} {_BROKEN}")
+    return faults
+
+
+def _control_faults(record: Mapping[str, Any]) -> list[str]:
     control = as_flag(record.get("train_control"))
     if control is not None and not isinstance(control, bool):
-        faults.append(f"key 'train_control': found {control!r}; allowed: true or false")
-    return faults
+        return [f"key 'train_control': found {control!r}; allowed: true or false"]
+    if control is False and (record["label"], record.get("category")) == (RESPOND, HARMFUL):
+        # Its prompt asks for another token than it opens with: for this category, for a refusal.
+        return [
+            f"key 'train_control' is false on a respond row of category {HARMFUL!r}: it would "
+            "train an answer to a harmful request; allowed: another category, or a refusal"
+        ]
+    return []
 
 
 def _label_faults(record: Mapping[str, Any], taxonomy: Taxonomy, labelled: bool) -> list[str]:

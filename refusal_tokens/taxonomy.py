@@ -17,6 +17,8 @@ import yaml
 from refusal_tokens.errors import InputError, nearest, one_message, unknown
 
 RESPOND = "respond"
+# The category of requests that must never be answered in training; see ``safeguards``.
+HARMFUL = "safety"
 RESPOND_TOKEN = "<|respond|>"
 SINGLE_TOKEN = "<|refuse|>"
 SINGLE_KNOB = "refuse"

@@ -52,21 +52,54 @@ def fit_vocabulary(model: PreTrainedModel, ids: Sequence[int]) -> None:
 
 @torch.no_grad()
 def start_rows(
-    model: PreTrainedModel, tokenizer: Tokenizer, ids: Sequence[int], descriptions: Sequence[str]
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    descriptions: Sequence[str],
+    start: str = "description",
+    seed: int = 0,
 ) -> None:
-    """Start each control token's rows from the mean embedding of its description's tokens.
+    """Give each control token's rows a start, at both ends of the model.
 
-    Mean-initialised rows of a resized embedding are all but equal, which is a poor start: the model
-    has to pull them apart before a token can mean anything.
+    Args:
+        model: with a row for every id.
+        tokenizer: of the model.
+        ids: of the control tokens.
+        descriptions: one a token.
+        start: ``description``, the mean embedding of the description's tokens; ``mean``, the mean
+            of all other rows, the same for every token, as a resized embedding has it but for a
+            little noise; ``random``, normal with the mean and deviation of the other rows, column
+            by column.
+        seed: of the random start.
     """
     weights = [model.get_input_embeddings().weight]
     head = model.get_output_embeddings()
     if head is not None and head.weight is not weights[0]:
         weights.append(head.weight)
-    for token, description in zip(ids, descriptions, strict=True):
-        words = tokenizer.encode(description, add_special_tokens=False)
-        for weight in weights:
-            weight[token] = weight[words].float().mean(dim=0).to(weight.dtype)
+    for weight in weights:
+        if start == "description":
+            rows = _described(weight, tokenizer, descriptions)
+        else:
+            rows = _like_others(weight, ids, seed if start == "random" else None)
+        weight[list(ids)] = rows.to(weight.dtype)
+
+
+def _described(weight: Tensor, tokenizer: Tokenizer, descriptions: Sequence[str]) -> Tensor:
+    encoded = [tokenizer.encode(text, add_special_tokens=False) for text in descriptions]
+    return torch.stack([weight[words].float().mean(dim=0) for words in encoded])
+
+
+def _like_others(weight: Tensor, ids: Sequence[int], seed: int | None) -> Tensor:
+    """(tokens, width): the mean of the other rows, or draws around it where there is a seed."""
+    others = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+    others[list(ids)] = False
+    known = weight[others].float()
+    mean = known.mean(dim=0).expand(len(ids), -1)
+    if seed is None:
+        return mean
+    # Drawn on the CPU: the same rows on every device.
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed))
+    return mean + noise.to(mean.device) * known.std(dim=0)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,29 +24,61 @@ from refusal_tokens.tokens import make_rows_sparse
 HEAD_CHUNK = 128
 
 
+@dataclass(frozen=True)
+class Smoothing:
+    """Label smoothing over the control tokens, where the target is one of them.
+
+    Attributes:
+        ids: (1 + categories,), of the control tokens.
+        share: of the target's probability that is spread evenly over all of them.
+    """
+
+    ids: Tensor
+    share: float
+
+    def added_nll(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return what smoothing adds to each negative log-likelihood, (positions,).
+
+        ``(1 - e) * nll(t) + e * mean of nll(k)`` less ``nll(t)``; the normaliser cancels, which
+        leaves ``e * (logit of t - mean of the control logits)``.
+
+        Args:
+            logits: (positions, vocabulary).
+            targets: (positions,), token ids; those that are no control token get 0.
+        """
+        ids = self.ids.to(logits.device)
+        own = logits.gather(1, targets[:, None])[:, 0]
+        return self.share * torch.isin(targets, ids) * (own - logits[:, ids].mean(dim=1))
+
+
 class RefusalTrainer(SFTTrainer):  # type: ignore[misc]
     """Trains control tokens and replies with a fixed share of the loss on the control tokens.
 
     The loss of a step over R rows, with share s and L reply tokens per row in the data set, is
     ``(s * sum of control nll + (1 - s) / L * sum of reply nll) / R``. Every control token weighs
     the same and every reply token weighs the same, in whatever batch it falls; plain SFT's mean
-    over tokens corresponds to s = 1 / (1 + L).
+    over tokens corresponds to s = 1 / (1 + L), which a share of None stands for.
+
+    With smoothing e, a control token's nll is ``(1 - e) * nll + e * mean nll of all control
+    tokens`` (label smoothing, Szegedy et al. 2016, over the control tokens alone).
     """
 
     def __init__(
         self,
         *args: Any,
         control_ids: list[int],
-        control_share: float,
+        control_share: float | None,
         reply_tokens_per_row: float,
+        control_smoothing: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self._control_ids = torch.tensor(control_ids, dtype=torch.long)
         make_rows_sparse(self.model)
-        add_labelled_head(causal_lm(self.model))
-        self._control_ids = torch.tensor(control_ids)
-        self._control_weight = control_share
-        self._reply_weight = (1 - control_share) / max(reply_tokens_per_row, 1.0)
+        smoothing = Smoothing(self._control_ids, control_smoothing) if control_smoothing else None
+        add_labelled_head(causal_lm(self.model), smoothing)
+        share = control_share if control_ids else 0.0
+        self._control_weight, self._reply_weight = loss_weights(share, reply_tokens_per_row)
 
     def compute_loss(
         self,
@@ -105,13 +138,29 @@ class RefusalTrainer(SFTTrainer):  # type: ignore[misc]
             return self.compute_loss(model, inputs).detach(), None, None
 
 
+def loss_weights(control_share: float | None, reply_tokens_per_row: float) -> tuple[float, float]:
+    """Return the weight of a control token's and of a reply token's log-likelihood.
+
+    Args:
+        control_share: of the loss; None weighs every token the same.
+        reply_tokens_per_row: over the whole data set.
+
+    >>> loss_weights(0.5, 50), loss_weights(None, 49)
+    ((0.5, 0.01), (0.02, 0.02))
+    """
+    reply_tokens = max(reply_tokens_per_row, 1.0)
+    if control_share is None:
+        return 1 / (1 + reply_tokens), 1 / (1 + reply_tokens)
+    return control_share, (1 - control_share) / reply_tokens
+
+
 def causal_lm(model: nn.Module) -> PreTrainedModel:
     """Return the transformers model inside a PEFT wrapper, or the model itself."""
     base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
     return base
 
 
-def add_labelled_head(model: PreTrainedModel) -> None:
+def add_labelled_head(model: PreTrainedModel, smoothing: Smoothing | None = None) -> None:
     """Let ``model(..., labels=labels, label_weights=weights)`` project labelled positions only.
 
     ``weights`` is (labelled positions,), in the order of ``labels[:, 1:]``. The result holds
@@ -142,6 +191,7 @@ def add_labelled_head(model: PreTrainedModel) -> None:
             hidden[:, :-1][mask],
             labels[:, 1:][mask],
             label_weights,
+            smoothing,
         )
         return ModelOutput(loss=loss, log_probs=log_probs, is_top1=is_top1)
 
@@ -149,7 +199,12 @@ def add_labelled_head(model: PreTrainedModel) -> None:
 
 
 def weighted_nll(
-    head: nn.Module, transform: LogitTransform, hidden: Tensor, targets: Tensor, weights: Tensor
+    head: nn.Module,
+    transform: LogitTransform,
+    hidden: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    smoothing: Smoothing | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the weighted negative log-likelihood of targets, a few positions at a time.
 
@@ -162,6 +217,7 @@ def weighted_nll(
         hidden: (positions, width).
         targets: (positions,), token ids.
         weights: (positions,).
+        smoothing: added to the loss; the log-probabilities returned stay those of the targets.
 
     Returns:
         The loss, and without gradient the log-probabilities and whether each target is the most
@@ -169,7 +225,7 @@ def weighted_nll(
     """
     parameters = [p for p in head.parameters() if p.requires_grad]
     results: tuple[Tensor, Tensor, Tensor] = _WeightedNLL.apply(  # type: ignore[no-untyped-call]
-        head, transform, hidden, targets, weights, *parameters
+        head, transform, hidden, targets, weights, smoothing, *parameters
     )
     return results
 
@@ -183,6 +239,7 @@ class _WeightedNLL(torch.autograd.Function):
         hidden: Tensor,
         targets: Tensor,
         weights: Tensor,
+        smoothing: Smoothing | None,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wants_grad = any(ctx.needs_input_grad)
@@ -197,7 +254,8 @@ class _WeightedNLL(torch.autograd.Function):
                 chunk = hidden[part].detach().requires_grad_(wants_grad)
                 logits = transform(head(chunk).float())
                 nll = functional.cross_entropy(logits, targets[part], reduction="none")
-                loss = (weights[part] * nll).sum()
+                added = smoothing.added_nll(logits, targets[part]) if smoothing else 0.0
+                loss = (weights[part] * (nll + added)).sum()
             log_probs[part] = -nll.detach()
             is_top1[part] = logits.detach().argmax(dim=-1) == targets[part]
             total += loss.detach()
@@ -213,4 +271,4 @@ class _WeightedNLL(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
         gradient, *sums = ctx.saved_tensors
         scaled = [grad.to(s.dtype) * s for s in sums]
-        return None, None, grad.to(gradient.dtype) * gradient, None, None, *scaled
+        return None, None, grad.to(gradient.dtype) * gradient, None, None, None, *scaled

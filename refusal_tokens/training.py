@@ -25,9 +25,11 @@ from refusal_tokens.errors import InputError
 from refusal_tokens.examples import IGNORED, Example, ExampleSet, build_examples
 from refusal_tokens.files import clear_write_errors, read_json, write_json
 from refusal_tokens.mixing import Drawn, read_mix
+from refusal_tokens.options import SPLITS, RefusalOptions
 from refusal_tokens.progress import LogFile, Progress
-from refusal_tokens.recipe import SPLITS, Recipe, sft_arguments
+from refusal_tokens.recipe import Recipe, sft_arguments
 from refusal_tokens.rows import Row, data_hash
+from refusal_tokens.safeguards import check_answers
 from refusal_tokens.tokens import (
     add_control_tokens,
     fit_vocabulary,
@@ -82,12 +84,12 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     options = recipe.options
     seed = recipe.sft.get("seed", SFTConfig.seed)
-    shares = {"train": options.contrast_share}
     mixes = {
-        name: read_mix(sources, recipe.taxonomy, seed=seed, contrast_share=shares.get(name))
+        name: read_mix(sources, recipe.taxonomy, seed=seed, **_drawing(options, name))
         for name in SPLITS
         if (sources := getattr(options, name))
     }
+    check_answers(mixes["train"].rows)
     rows = {name: mix.rows for name, mix in mixes.items()}
     base = resolve(recipe.model_name_or_path)
     init = recipe.sft.get("model_init_kwargs") or {}
@@ -95,13 +97,40 @@ def prepare(recipe: Recipe) -> Prepared:
     tokenizer = load_tokenizer(base, **passed)
     _set_template(tokenizer, recipe.sft.get("chat_template_path"))
     encoder = ChatEncoder(tokenizer, options.system_prompt, options.chat_template_kwargs)
-    control_ids = add_control_tokens(tokenizer, recipe.taxonomy)
+    control_ids = add_control_tokens(tokenizer, recipe.taxonomy) if options.control_tokens else []
     limit = recipe.sft.get("max_length", SFTConfig.max_length)
-    examples = build_examples(rows["train"], encoder, recipe.taxonomy, control_ids, limit)
+    examples = build_examples(
+        rows["train"],
+        encoder,
+        recipe.taxonomy,
+        control_ids,
+        limit,
+        share_without_token=options.share_without_token,
+        seed=seed,
+    )
     if not examples.examples:
         raise InputError(f"no training rows are left: all are longer than max_length {limit}")
     drawn = mixes["train"].drawn
     return Prepared(recipe, rows, drawn, base, tokenizer, encoder, control_ids, examples)
+
+
+def _drawing(options: RefusalOptions, split: str) -> dict[str, Any]:
+    """What ``read_mix`` leaves out or thins: training rows only; the others are measured whole."""
+    if split != "train":
+        return {}
+    # Without control tokens only replies are trained, and those that fit their prompt.
+    with_replies = not (options.rows_without_reply and options.control_tokens)
+    fitting = not (options.counterfactual_rows and options.control_tokens)
+
+    def keep(row: Row) -> bool:
+        lacks_reply = with_replies and row.response is None
+        return not lacks_reply and (row.train_control or not fitting)
+
+    return {
+        "contrast_share": options.contrast_share,
+        "refusal_share": options.refusal_share,
+        "keep": keep,
+    }
 
 
 def _set_template(tokenizer: Tokenizer, path: str | None) -> None:
@@ -186,7 +215,8 @@ def build_trainer(prepared: Prepared, folder: Path, *, keep_log: bool = False) -
     set_seed(config.seed)
     model = load_base(prepared, _training_dtype(recipe, config), quantised=True)
     examples = prepared.examples
-    lift_rows(model, prepared.control_ids, _sample_prompts(examples.examples))
+    if prepared.control_ids:
+        lift_rows(model, prepared.control_ids, _sample_prompts(examples.examples))
     trainer = RefusalTrainer(
         model=model,
         args=config,
@@ -196,6 +226,7 @@ def build_trainer(prepared: Prepared, folder: Path, *, keep_log: bool = False) -
         callbacks=[LogFile(folder / "train.jsonl", keep=keep_log)],
         control_ids=prepared.control_ids,
         control_share=recipe.options.control_share,
+        control_smoothing=recipe.options.control_smoothing,
         reply_tokens_per_row=examples.reply_tokens / len(examples.examples),
     )
     trainer.remove_callback(ProgressCallback)
@@ -241,9 +272,12 @@ def load_base(
     if quantised and prepared.recipe.quantization_config:
         init["quantization_config"] = BitsAndBytesConfig(**prepared.recipe.quantization_config)
     model = load_model(prepared.base, dtype=dtype, **init)
-    fit_vocabulary(model, prepared.control_ids)
-    descriptions = prepared.recipe.taxonomy.descriptions
-    start_rows(model, prepared.tokenizer, prepared.control_ids, descriptions)
+    ids, recipe = prepared.control_ids, prepared.recipe
+    if ids:
+        fit_vocabulary(model, ids)
+        seed = recipe.sft.get("seed", SFTConfig.seed)
+        start = recipe.options.row_start
+        start_rows(model, prepared.tokenizer, ids, recipe.taxonomy.descriptions, start, seed)
     return model
 
 
@@ -268,7 +302,9 @@ def _save_dtype(recipe: Recipe, model: PreTrainedModel) -> torch.dtype:
 def _lora(recipe: Recipe, model: PreTrainedModel, control_ids: list[int]) -> LoraConfig | None:
     if recipe.peft_config is None:
         return None
-    rows = {"trainable_token_indices": trainable_token_indices(model, control_ids)}
+    rows = {}
+    if control_ids:
+        rows = {"trainable_token_indices": trainable_token_indices(model, control_ids)}
     return LoraConfig(**{"task_type": "CAUSAL_LM", **recipe.peft_config, **rows})
 
 
@@ -342,6 +378,7 @@ def _info(
             "rows": len(examples.examples),
             "rows dropped as longer than max_length": len(examples.dropped),
             "rows without reply": sum(r.response is None for r in prepared.rows["train"]),
+            "rows without control token": examples.without_token,
             "tokens an epoch": examples.tokens,
             "steps": steps,
             "seconds": round(seconds, 1),

@@ -292,6 +292,10 @@ def turns(*roles: str) -> list[dict[str, str]]:
         ({"source": {}}, "key 'source': found dict {}; allowed: text"),
         ({"train_control": "no"}, "key 'train_control': found 'no'; allowed: true or false"),
         ({"train_control": 0}, "key 'train_control': found 0; allowed: true or false"),
+        (
+            {"train_control": False, "category": "safety"},
+            "it would train an answer to a harmful request; allowed: another category",
+        ),
         ({"response": "<|respond|> Hi"}, "key 'response' contains the control token <|respond|>"),
         (
             {**SAFETY, "response": "No <|refuse:safety|>"},
@@ -470,7 +474,9 @@ def row_lists(draw: st.DrawFn) -> list[Row]:
         optional = [draw(TEXT | st.none()) for _ in range(3)]
         group = draw(TEXT)
         row = Row(name, prompt, optional[0], label, category, group, *optional[1:])
-        rows.append(replace(row, train_control=draw(st.booleans())))
+        # An answer under a safety prompt's other token is refused by the reader.
+        harmful = (label, category) == ("respond", "safety")
+        rows.append(replace(row, train_control=harmful or draw(st.booleans())))
     return rows
 
 

@@ -39,7 +39,7 @@ def run(recipe: str | Path, folder: Path, settings: list[str], *flags: str) -> i
 
 
 def test_all_recipes_are_found() -> None:
-    assert len(RECIPES) == 7
+    assert len(RECIPES) == 8
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -48,6 +48,13 @@ def test_every_recipe_trains_a_tiny_model(
 ) -> None:
     settings = [*tiny_settings(tiny_base(False), rows_file), *SHORTENED]
     assert run(recipe, tmp_path / "run", settings) == 0
+    if recipe.stem == "baseline-no-token":
+        # A plain folder: it says where it came from, and has no profile.
+        training = json.loads((tmp_path / "run" / "model" / "training.json").read_text())
+        assert training["training"]["steps"] == 2
+        # Two refuse rows beside the four respond rows with a reply: a third.
+        assert training["training"]["rows"] == 6
+        return
     info = load_info(tmp_path / "run")
     assert info.training["steps"] == 2
     assert len(read_profile(tmp_path / "run" / "test.parquet")) == 12

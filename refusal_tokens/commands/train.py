@@ -45,7 +45,7 @@ def _train(options: argparse.Namespace) -> None:
         print(f"warning: row {row!r} is dropped: longer than max_length", file=sys.stderr)
     from refusal_tokens.estimate import check_disk, estimate
 
-    if len(prepared.drawn) > 1 or any(drawn.skipped for drawn in prepared.drawn):
+    if len(prepared.drawn) > 1 or any(d.skipped or d.left_out for d in prepared.drawn):
         print("\n".join(f"mix      {drawn}" for drawn in prepared.drawn))
     expected = estimate(prepared, folder)
     if options.dry_run:

@@ -1,0 +1,95 @@
+"""What the benchmarks that train share: runs that resume, measures with intervals, tables."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from refusal_tokens.errors import InputError
+from refusal_tokens.files import read_text, write_text
+from refusal_tokens.recipe import Recipe
+from refusal_tokens.rows import Row
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number with its 95% interval and how many it is of; ``value`` None where not known."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    def __str__(self) -> str:
+        if self.value is None or self.low is None or self.high is None:
+            return "not known"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def train_or_resume(recipe: Recipe, folder: Path) -> dict[str, list[Row]]:
+    """Train a recipe, or go on with the same run where it was interrupted; return its rows.
+
+    Raises:
+        InputError: if the folder holds another run.
+    """
+    from refusal_tokens.training import RUN_FILE, prepare, start_run, train
+
+    prepared = prepare(recipe)
+    begun = (folder / RUN_FILE).is_file()
+    start_run(folder, prepared, resume=begun, overwrite=False)
+    # The model's folder appears whole, after the last step.
+    if not (folder / "model" / "config.json").is_file():
+        train(prepared, folder, resume=begun)
+    return {name: list(rows) for name, rows in prepared.rows.items()}
+
+
+def remove_weights(folder: Path) -> None:
+    """Delete the weights of a measured run: half a gigabyte each, and never read again."""
+    for name in ("trainer", "adapter", "model"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def spread(rows: Sequence[Row], limit: int) -> list[Row]:
+    """Take up to ``limit`` rows evenly from the whole list."""
+    step = max(1.0, len(rows) / limit)
+    return [rows[int(i * step)] for i in range(min(limit, len(rows)))]
+
+
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    rule = ["---"] * len(head)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *lines])
+
+
+def provenance(command: str) -> str:
+    """Say how a table was made: command, date, machine, versions."""
+    import torch
+
+    from refusal_tokens.checkpoint import versions
+
+    place = f"{os.cpu_count()} CPU cores"
+    if torch.cuda.is_available():
+        place = torch.cuda.get_device_name()
+    found = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return f"`{command}`, {date.today().isoformat()}, {place}. Versions: {found}."
+
+
+def write_between(path: Path, name: str, text: str) -> None:
+    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->`` in a page of docs.
+
+    Raises:
+        InputError: if the page lacks the two marks.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    whole = read_text(path)
+    before, found, rest = whole.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end:
+        raise InputError(f"{path}: no place for the table; allowed: a page with {begin} and {end}")
+    write_text(path, f"{before}{begin}\n\n{text}\n\n{end}{after}")

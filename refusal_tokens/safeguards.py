@@ -1,0 +1,48 @@
+"""A harmful request must never be answered in training: rows that would teach it are found here.
+
+Rows whose control token is not trained teach a reply that goes against the prompt. A refusal of a
+harmless request does no harm; an answer to a harmful one, under ``<|respond|>``, would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from refusal_tokens.duplicates import exact_key
+from refusal_tokens.errors import one_message
+from refusal_tokens.rows import Row
+from refusal_tokens.taxonomy import HARMFUL, RESPOND
+
+
+def harmful_answers(rows: Iterable[Row]) -> list[str]:
+    """Name the rows that reply under ``<|respond|>`` to a prompt that others ask to refuse.
+
+    Prompts are the same where they agree word for word; case and punctuation do not count. Only the
+    category ``safety`` is looked at: an incomplete question may well be answered.
+
+    Args:
+        rows: those that are trained or shipped together.
+    """
+    rows = list(rows)
+    asked = {
+        exact_key(row): row.id
+        for row in rows
+        if row.label == "refuse" and row.category == HARMFUL and row.train_control
+    }
+    return [
+        f"row {row.id!r} answers the prompt that {asked[key]!r} refuses as {HARMFUL}; allowed: a "
+        "refusal, or no reply"
+        for row in rows
+        if row.label == RESPOND and row.response is not None and (key := exact_key(row)) in asked
+    ]
+
+
+def check_answers(rows: Iterable[Row]) -> None:
+    """Refuse rows that would train an answer to a harmful request.
+
+    Raises:
+        InputError: naming up to twenty of them.
+    """
+    found = harmful_answers(rows)
+    if found:
+        raise one_message(found[:20], "the training rows")
