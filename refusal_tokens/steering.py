@@ -16,6 +16,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, TextIteratorStrea
 from refusal_tokens.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
 from refusal_tokens.decision import decide, draws
 from refusal_tokens.errors import InputError
+from refusal_tokens.generation import left_padded
 from refusal_tokens.policy import Policy
 from refusal_tokens.rows import messages_from
 
@@ -255,16 +256,8 @@ class SteeredModel:
 
     def inputs(self, prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Return batched ids and mask, padded on the left: all decision positions fall together."""
-        longest = max(map(len, prompts))
-        padding = [longest - len(prompt) for prompt in prompts]
-        pairs = list(zip(padding, prompts, strict=True))
-        ids = [[self.pad_id] * n + list(prompt) for n, prompt in pairs]
-        mask = [[0] * n + [1] * len(prompt) for n, prompt in pairs]
-        device = self.checkpoint.model.device
-        return {
-            "input_ids": torch.tensor(ids, device=device),
-            "attention_mask": torch.tensor(mask, device=device),
-        }
+        ids, mask = left_padded(prompts, self.pad_id, self.checkpoint.model.device)
+        return {"input_ids": ids, "attention_mask": mask}
 
     @property
     def pad_id(self) -> int:
@@ -273,11 +266,15 @@ class SteeredModel:
         pad = tokenizer.pad_token_id
         return int(pad if pad is not None else tokenizer.eos_token_id or 0)
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end a turn."""
+        ends = self.checkpoint.model.generation_config.eos_token_id
+        return (ends,) if isinstance(ends, int) else tuple(ends or ())
+
     def _until_end(self, ids: list[int]) -> list[int]:
         """The ids up to the end of the turn: after it a batch holds padding."""
-        ends = self.checkpoint.model.generation_config.eos_token_id
-        stops = {ends} if isinstance(ends, int) else set(ends or ())
-        last = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+        last = next((i for i, token in enumerate(ids) if token in self.ends), len(ids))
         return ids[: last + 1]
 
     def _generate(
