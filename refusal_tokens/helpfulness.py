@@ -202,7 +202,9 @@ def compare_with_base(
     by_id = {row.id: row for row in rows}
     asked = [by_id[o.id] for o in own]
     jobs = {
-        part_name("reply", row, f"base {base.name}"): Job(tuple(checkpoint.encoder.prompt_ids(row.prompt)))
+        part_name("reply", row, f"base {base.name}"): Job(
+            tuple(checkpoint.encoder.prompt_ids(row.prompt))
+        )
         for row in asked
     }
     writer = writer_of(model, plain, plan)
