@@ -104,7 +104,9 @@ def _draw_text(ax: Axes, curve: TextCurve) -> None:
         ax.plot(curve.bias, 100 * curve.near_miss, color=colour(3), label=label, **dots)
 
 
-def _draw_control(ax: Axes, curve: ControlCurve, at: float, text: TextCurve | None = None) -> None:
+def _draw_control(
+    ax: Axes, curve: ControlCurve, at: float, by_text: TextCurve | None = None
+) -> None:
     """One model: refusal with interval and band, own rate, near-misses."""
     blue, orange = colour(0), colour(1)
     percent = 100 * curve.refusal
@@ -141,8 +143,8 @@ def _draw_control(ax: Axes, curve: ControlCurve, at: float, text: TextCurve | No
         ax.plot([at], [near_here], "o", color=orange, ms=4.5)
         said += f", {near_here:.0f}% of near-misses"
     order = [2, 3, 4, 1, 0] if curve.n_near else [2, 3, 1, 0]
-    if text is not None:
-        _draw_text(ax, text)
+    if by_text is not None:
+        _draw_text(ax, by_text)
         order += range(len(order), len(ax.get_legend_handles_labels()[1]))
     _bias_axes(ax, curve, at)
     titles(ax, curve.knob, said)
