@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import make_tokenizer
 
 from refusal_tokens.checkpoint import load_checkpoint
 from refusal_tokens.errors import InputError
-from refusal_tokens.evaluate import Plan, generate_outcomes
+from refusal_tokens.evaluate import Plan, generate_outcomes, writer_of
 from refusal_tokens.evaluation import evaluate_outcomes
 from refusal_tokens.evaluation_run import evaluate_model, spread
 from refusal_tokens.fluency import fluency
@@ -24,7 +25,7 @@ from refusal_tokens.partial import Partial
 from refusal_tokens.policy import Policy
 from refusal_tokens.prefill import profile_rows
 from refusal_tokens.rows import Row, read_rows
-from refusal_tokens.steering import SteeredModel
+from refusal_tokens.steering import RefusalLogitsProcessor, SteeredModel
 from refusal_tokens.taxonomy import RESPOND_TOKEN, default_taxonomy
 
 TAXONOMY = default_taxonomy()
@@ -126,7 +127,7 @@ def test_a_model_that_knows_twice_as_well_has_half_the_perplexity() -> None:
     assert (found.base, found.tuned) == (pytest.approx(6), pytest.approx(3))
     ratio = found.ratio
     assert (ratio.value, ratio.low, ratio.high) == pytest.approx((0.5, 0.5, 0.5))
-    noisy = [Likelihood(n * math.log(6) + (-1) ** i, n) for i, n in enumerate(lengths)]
+    noisy = [Likelihood(n * math.log(6) + (-1) ** (i // 2), n) for i, n in enumerate(lengths)]
     ratio = perplexities("ordinary", rows, base, noisy).ratio
     assert ratio.low < ratio.value < ratio.high
 
@@ -153,7 +154,10 @@ def test_one_prompt_run_for_many_openings_gives_what_each_gives_alone(
     info, encoder = model.checkpoint.info, model.checkpoint.encoder
     prompts = [tuple(encoder.prompt_ids(row.prompt)) for row in rows[:4]]
     jobs = [Job(prompt, (token,)) for prompt in prompts for token in info.control_token_ids]
-    writer = Writer(model.checkpoint.model, model.checkpoint.tokenizer, model.ends, model.pad_id, 8)
+    writer = writer_of(
+        model, model.checkpoint.model, Plan(force=(), max_new_tokens=8),
+        RefusalLogitsProcessor(info, Policy()),
+    )  # fmt: skip
     together = writer.write(jobs)
     assert together == [writer.write([job])[0] for job in jobs]
     assert len({found.text for found in together}) > 4
@@ -172,6 +176,7 @@ def test_own_replies_are_those_of_generate_and_harm_is_not_asked_for(
     own = [o for o in outcomes if o.forced is None]
     real = model.generate([r.prompt for r in rows], policy, max_new_tokens=7, do_sample=False)
     assert [o.text for o in own] == [found.text for found in real]
+    assert len({o.text for o in own}) > 1
     assert [o.decision == RESPOND_TOKEN for o in own] == [f.decision == "respond" for f in real]
     answered = {o.id for o in outcomes if o.forced == RESPOND_TOKEN}
     assert {row.id for row in rows} - answered == {
@@ -242,13 +247,12 @@ def test_a_base_model_that_is_missing_or_another_is_named(
 ) -> None:
     with pytest.raises(InputError, match=r"base model: model .*no such folder.*--base none"):
         find_base(str(tmp_path / "nope"), model.checkpoint)
-    tokenizer = model.checkpoint.tokenizer
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|another|>"]})
     other = tmp_path / "other"
-    tokenizer.__class__(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(other)
-    data = (other / "tokenizer.json").read_text().replace('"Ġthe"', '"Ġthy"')
-    (other / "tokenizer.json").write_text(data)
+    tokenizer.save_pretrained(other)
     (other / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="has another id than in the checkpoint"):
+    with pytest.raises(InputError, match="<.another.>' has another id than in the checkpoint"):
         find_base(str(other), model.checkpoint)
 
 
