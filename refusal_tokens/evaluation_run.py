@@ -82,9 +82,15 @@ def evaluate_model(
 
 
 def spread(rows: Sequence[Row], limit: int) -> list[Row]:
-    """Take rows evenly from the whole list, so that no category comes short."""
+    """Take rows evenly within each label and category, each in its share, in their order.
+
+    Stepping through the list alone would miss kinds where rows of two labels take turns.
+    """
+    kinds = [(row.label or "", row.category or "") for row in rows]
+    by_kind = sorted(range(len(rows)), key=kinds.__getitem__)
     step = max(1.0, len(rows) / limit)
-    return [rows[int(i * step)] for i in range(min(limit, len(rows)))]
+    taken = [by_kind[int(i * step)] for i in range(min(limit, len(rows)))]
+    return [rows[i] for i in sorted(taken)]
 
 
 def _metadata(model: SteeredModel, profile: Profile, plan: Plan) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,16 @@ def test_a_model_that_knows_twice_as_well_has_half_the_perplexity() -> None:
 
 
 def test_rows_are_taken_evenly() -> None:
-    rows: Any = list(range(10))
-    assert spread(rows, 5) == [0, 2, 4, 6, 8]
+    # Labels take turns, as the shipped rows do: an even step would see one of them.
+    rows = [
+        Row(str(i), (), None, ("refuse", "respond")[i % 2], ("a", "b")[i // 20], "g")
+        for i in range(40)
+    ]
+    found = spread(rows, 8)
+    assert Counter((row.label, row.category) for row in found) == dict.fromkeys(
+        [(label, category) for label in ("refuse", "respond") for category in "ab"], 2
+    )
+    assert [int(row.id) for row in found] == sorted(int(row.id) for row in found)
     assert spread(rows, 99) == rows
 
 
