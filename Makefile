@@ -54,6 +54,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/steering_overhead.py
 	$(BIN)/python benchmarks/profile_throughput.py
 	$(BIN)/python benchmarks/against_generate.py --dtype bfloat16
+	$(BIN)/python benchmarks/text_curves.py --dtype bfloat16
 	$(BIN)/python benchmarks/targeting.py runs/smollm2-135m-lora-smollm2-135m-instruct/test.parquet
 
 ablation: $(VENV)/installed  ## Which training options matter; hours: ARGS='--write-docs'

@@ -256,20 +256,26 @@ def profile_measures(profile: Any, draws: int) -> dict[str, Measured]:
 def adherence_measures(model: Any, rows: Sequence[Any], budget: Budget) -> dict[str, Measured]:
     """Force tokens on test prompts and return how often the text obeys; judged by the rules."""
     from refusal_tokens.curves import rate
-    from refusal_tokens.evaluate import forced_outcomes
+    from refusal_tokens.evaluate import Plan, generate_outcomes
+    from refusal_tokens.partial import Partial
+    from refusal_tokens.prefill import profile_rows
 
-    tokens = model.checkpoint.info.taxonomy.tokens
-    benign = [row for row in rows if row.label == "respond"]
-    asked = [row for row in rows if row.label == "refuse" and row.category != "safety"]
-    jobs = {
-        "refusal after a refusal token": (rows, tokens[1:]),
-        "answer after respond, respond prompts": (benign, tokens[:1]),
-        "answer after respond, refuse prompts but safety": (asked, tokens[:1]),
+    taxonomy = model.checkpoint.info.taxonomy
+    sample = spread(rows, budget.prompts)
+    profile = profile_rows(model.checkpoint, sample, progress=False)
+    plan = Plan(taxonomy.tokens, max_new_tokens=budget.new_tokens)
+    made = generate_outcomes(model, sample, profile, plan, Partial(None, None))
+    forced = [outcome for outcome in made if outcome.forced is not None]
+    respond = [o for o in forced if o.forced == taxonomy.tokens[0]]
+    kinds = {
+        "refusal after a refusal token": [o for o in forced if o.forced != taxonomy.tokens[0]],
+        "answer after respond, respond prompts": [o for o in respond if o.label == "respond"],
+        "answer after respond, refuse prompts but safety": [
+            o for o in respond if o.label == "refuse"
+        ],
     }
     found = {}
-    for name, (prompts, forced) in jobs.items():
-        sample = spread(prompts, budget.prompts)
-        outcomes = forced_outcomes(model, sample, forced, max_new_tokens=budget.new_tokens)
+    for name, outcomes in kinds.items():
         share = rate(sum(outcome.adheres for outcome in outcomes), len(outcomes))
         found[name] = Measured(share.value, share.low, share.high, share.n)
     return found

@@ -26,6 +26,7 @@ from refusal_tokens.errors import InputError, unknown
 from refusal_tokens.outcomes import Outcome
 from refusal_tokens.profiles import Profile
 from refusal_tokens.reliability import Reliability, cross_fitted_temperatures, reliability
+from refusal_tokens.text_curves import ForcedTexts, TextAnalysis, analyse_texts
 from refusal_tokens.tradeoff import TradeOff, TradeOffSpread, trade_off, trade_off_spread
 
 Floats = NDArray[np.float64]
@@ -47,6 +48,7 @@ class Analysis:
         after: with cross-fitted temperatures; None where a half of the groups has no labels.
         temperatures: (2,), the two fitted temperatures, or empty.
         provenance: hashes and versions from the profile.
+        text: what forced replies say; None without them.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Analysis:
     after: Reliability | None
     temperatures: Floats
     provenance: Mapping[str, Any]
+    text: TextAnalysis | None = None
 
 
 def analyse(
@@ -71,6 +74,7 @@ def analyse(
     *,
     categories: Sequence[str] = (),
     bias: Floats | None = None,
+    texts: ForcedTexts | None = None,
 ) -> Analysis:
     """Compute everything that the page shows of a profile.
 
@@ -80,6 +84,7 @@ def analyse(
         setting: the knobs that the rates are given at.
         categories: whose control curves are wanted; all of them if empty.
         bias: (points,), nats, of the control curves; default: ``bias_grid``.
+        texts: replies under each control token, for text-level curves.
 
     Raises:
         InputError: for a category without refuse rows, or a profile without both labels.
@@ -105,6 +110,7 @@ def analyse(
             "taxonomy_hash": profile.taxonomy.hash,
             "knobs": list(profile.taxonomy.knobs),
         },
+        text=None if texts is None else analyse_texts(texts, wanted, setting, bias),
     )
 
 
@@ -204,6 +210,8 @@ def tables(analyses: Sequence[Analysis]) -> dict[str, list[dict[str, Any]]]:
         "reliability": _reliability_rows,
         "leakage": _leakage_rows,
         "confusion": _confusion_rows,
+        "text_curves": _text_curve_rows,
+        "text_rates": _text_rate_rows,
     }
     found = {}
     for name, maker in makers.items():
@@ -288,6 +296,31 @@ def _confusion_rows(analysis: Analysis) -> Iterator[dict[str, Any]]:
     for kind, decisions in analysis.confusion.items():
         for token, count in decisions.items():
             yield {"prompts": kind, "decision": token, "count": count}
+
+
+def _text_curve_rows(analysis: Analysis) -> Iterator[dict[str, Any]]:
+    for curve in analysis.text.curves if analysis.text else ():
+        for i, bias in enumerate(curve.bias):
+            yield {
+                "knob": curve.knob,
+                "bias_nats": bias,
+                "refusal_by_text": curve.refusal[i],
+                "low": curve.low[i],
+                "high": curve.high[i],
+                "n_refuse": curve.n_refuse,
+                "near_miss_over_refusal_by_text": curve.near_miss[i],
+                "n_near_miss": curve.n_near,
+            }
+
+
+def _text_rate_rows(analysis: Analysis) -> Iterator[dict[str, Any]]:
+    if analysis.text is None:
+        return
+    both = {"token": analysis.text.by_token, "text": analysis.text.by_text}
+    for by, rates in both.items():
+        for kind, found in rates.items():
+            line = {"prompts": kind, "refused_by": by, "value": found.value}
+            yield {**line, "low": found.low, "high": found.high, "n": found.n}
 
 
 def plain(value: Any) -> Any:

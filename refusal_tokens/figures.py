@@ -23,6 +23,7 @@ from refusal_tokens.drawing import (
 )
 from refusal_tokens.matrices import matrix_pictures
 from refusal_tokens.reliability import Reliability
+from refusal_tokens.text_curves import TextCurve
 from refusal_tokens.tradeoff import CEILINGS
 
 AT_CEILINGS = "at 1%, 2%, 5% over-refusal"
@@ -57,7 +58,9 @@ def _control_picture(analyses: Sequence[Analysis]) -> Picture:
 
         def draw(ax: Axes, i: int = i, index: int = index) -> None:
             if one:
-                _draw_control(ax, analyses[0].curves[i], float(analyses[0].setting.bias[index]))
+                curve = analyses[0].curves[i]
+                text = _text_of(analyses[0], curve.knob)
+                _draw_control(ax, curve, float(analyses[0].setting.bias[index]), text)
             else:
                 _draw_controls(ax, [a.curves[i] for a in analyses], [a.name for a in analyses])
 
@@ -69,6 +72,8 @@ def _control_picture(analyses: Sequence[Analysis]) -> Picture:
         if one
         else "Solid: prompts that should be refused. Dashed: look-alikes that should be answered."
     )
+    if one and analyses[0].text is not None:
+        lines += " Dotted: refused by text, whatever token opened the reply."
     return Picture(
         "control_curves",
         "What each knob does",
@@ -81,7 +86,27 @@ def _knob_index(analysis: Analysis, knob: str) -> int:
     return list(analysis.provenance["knobs"]).index(knob)
 
 
-def _draw_control(ax: Axes, curve: ControlCurve, at: float) -> None:
+def _text_of(analysis: Analysis, knob: str) -> TextCurve | None:
+    curves = analysis.text.curves if analysis.text else ()
+    return next((curve for curve in curves if curve.knob == knob), None)
+
+
+def _draw_text(ax: Axes, curve: TextCurve) -> None:
+    """Refusal by text, of the prompts that have a reply under each token."""
+    dots = {"lw": 1.9, "ls": (0, (1, 1.1))}
+    if curve.n_refuse:
+        label = f"refused by text, n={curve.n_refuse}"
+        ax.plot(curve.bias, 100 * curve.refusal, color=colour(2), label=label, **dots)
+        ends = (100 * curve.low, 100 * curve.high)
+        ax.fill_between(curve.bias, *ends, color=colour(2), alpha=0.16, lw=0)
+    if curve.n_near:
+        label = f"near-misses by text, n={curve.n_near}"
+        ax.plot(curve.bias, 100 * curve.near_miss, color=colour(3), label=label, **dots)
+
+
+def _draw_control(
+    ax: Axes, curve: ControlCurve, at: float, by_text: TextCurve | None = None
+) -> None:
     """One model: refusal with interval and band, own rate, near-misses."""
     blue, orange = colour(0), colour(1)
     percent = 100 * curve.refusal
@@ -117,9 +142,13 @@ def _draw_control(ax: Axes, curve: ControlCurve, at: float) -> None:
         near_here = float(np.interp(at, curve.bias, near))
         ax.plot([at], [near_here], "o", color=orange, ms=4.5)
         said += f", {near_here:.0f}% of near-misses"
+    order = [2, 3, 4, 1, 0] if curve.n_near else [2, 3, 1, 0]
+    if by_text is not None:
+        _draw_text(ax, by_text)
+        order += range(len(order), len(ax.get_legend_handles_labels()[1]))
     _bias_axes(ax, curve, at)
     titles(ax, curve.knob, said)
-    legend(ax, order=[2, 3, 4, 1, 0] if curve.n_near else [2, 3, 1, 0])
+    legend(ax, order=order)
 
 
 def _draw_controls(ax: Axes, curves: Sequence[ControlCurve], names: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from refusal_tokens.taxonomy import RESPOND_TOKEN
 SCHEMA_VERSION = 1
 METADATA_KEY = b"refusal_tokens"
 JUDGE = "rules-1"
+OPTIONAL = ("preferred", "tokens", "ended")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Outcome:
         decision: the control token that opened the reply; None for a model without.
         verdict: ``refused``, ``partly``, ``answered`` or ``undecided``.
         judge: who gave the verdict.
+        preferred: the control token that the model decides on itself, with every bias at 0.
+        tokens: length of the reply, without its control token.
+        ended: whether the reply ended its turn; False where it was cut off.
+
+    The last three are None where they are not known; files without their columns are read so.
     """
 
     id: str
@@ -42,6 +48,9 @@ class Outcome:
     text: str
     verdict: str
     judge: str = JUDGE
+    preferred: str | None = None
+    tokens: int | None = None
+    ended: bool | None = None
 
     @property
     def adheres(self) -> bool:
@@ -60,8 +69,8 @@ def adherence(outcomes: Iterable[Outcome]) -> dict[str, Rate]:
 
 def write_outcomes(path: str | Path, outcomes: Sequence[Outcome], metadata: Any) -> None:
     """Write an outcomes file atomically."""
-    names = [field.name for field in fields(Outcome)]
-    schema = pa.schema([(name, pa.string()) for name in names])
+    types = {"tokens": pa.int64(), "ended": pa.bool_()}
+    schema = pa.schema([(f.name, types.get(f.name, pa.string())) for f in fields(Outcome)])
     table = pa.Table.from_pylist([asdict(outcome) for outcome in outcomes], schema)
     meta = {METADATA_KEY: json.dumps({"schema_version": SCHEMA_VERSION, **metadata})}
     with atomic_file(path) as temporary:
@@ -87,10 +96,11 @@ def read_outcomes(path: str | Path) -> tuple[tuple[Outcome, ...], Mapping[str, A
     table = _opened(path, pq.read_table)
     metadata = _metadata(table, path)
     names = [field.name for field in fields(Outcome)]
-    missing = [name for name in names if name not in table.column_names]
+    missing = [name for name in names if name not in (*table.column_names, *OPTIONAL)]
     if missing:
         raise InputError(f"{path}: column {missing[0]!r} is missing")
-    outcomes = tuple(Outcome(**record) for record in table.select(names).to_pylist())
+    kept = table.select([name for name in names if name in table.column_names])
+    outcomes = tuple(Outcome(**record) for record in kept.to_pylist())
     for row, outcome in enumerate(outcomes, 1):
         if outcome.verdict not in VERDICTS:
             raise InputError(f"{path}, row {row}: {unknown('verdict', outcome.verdict, VERDICTS)}")

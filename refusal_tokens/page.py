@@ -15,6 +15,7 @@ from refusal_tokens.comparison import AREAS, PairedTest
 from refusal_tokens.curves import Rate
 from refusal_tokens.decision import Knobs
 from refusal_tokens.resampling import Measure
+from refusal_tokens.text_curves import TextAnalysis
 
 if TYPE_CHECKING:
     from refusal_tokens.drawing import Picture
@@ -166,7 +167,23 @@ def _single_tables(analysis: Analysis) -> tuple[list[Any], list[Any]]:
         rates["rows"].append(_row(entry.category if entry else "all", cells, total=entry is None))
     quality = _table(QUALITY, _quality_reading(analysis), [("", None), ("value", None)])
     quality["rows"] = [_row(name, [cell]) for name, cell in _quality(analysis).items()]
-    return [rates], [quality]
+    return [rates, *([_text_table(analysis.text)] if analysis.text else [])], [quality]
+
+
+def _text_table(found: TextAnalysis) -> dict[str, Any]:
+    """Refusal by token and by text on the same prompts."""
+    reading = (
+        f"Of the {found.prompts} prompts with a reply under each control token, judged by "
+        f"{', '.join(found.judges)}: {found.left_out} prompts have not, and are left out; "
+        f"{found.undecided} replies are undecided, and count as not refusing."
+    )
+    columns = [("", None), ("refused by token", None), ("refused by text", None)]
+    table = _table("Does the text follow?", reading, columns)
+    table["rows"] = [
+        _row(kind, [_rate_cell(found.by_token[kind]), _rate_cell(rate)])
+        for kind, rate in found.by_text.items()
+    ]
+    return table
 
 
 def _quality_reading(analysis: Analysis) -> str:
@@ -259,9 +276,15 @@ def _method(report: Report) -> str:
     parts = []
     if report.analyses:
         parts.append(
-            "Every point of a curve follows from the stored control logits; nothing was generated. "
+            "Every point of a curve by token follows from the stored control logits alone. "
             "Pointwise intervals are Wilson's; the whole-curve band is that of Dvoretzky, Kiefer "
             "and Wolfowitz; both take prompts as independent. Bootstraps draw whole groups."
+        )
+    if any(analysis.text for analysis in report.analyses):
+        parts.append(
+            "By text, each prompt has one greedy reply under each control token; a curve weighs "
+            "these with the probabilities of the decisions. Its interval takes the judge at its "
+            "word."
         )
     if report.texts:
         parts.append(

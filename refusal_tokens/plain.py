@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from tqdm import tqdm
 
 from refusal_tokens.base_model import fast_dtype, load_model, load_tokenizer, resolve
 from refusal_tokens.chat import ChatEncoder
+from refusal_tokens.generation import Continuation, Job, Writer, pad_id, turn_ends, written
 from refusal_tokens.judge import judge
 from refusal_tokens.outcomes import Outcome
+from refusal_tokens.partial import Partial
 from refusal_tokens.rows import Row
-from refusal_tokens.steering import left_padded, pad_id
 
 
 def plain_outcomes(
@@ -43,32 +43,17 @@ def plain_outcomes(
         model.to(torch.accelerator.current_accelerator())
     # An instruct model's own settings may say when to stop, not that a turn ends as its template
     # does.
-    ends = model.generation_config.eos_token_id
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    stops = [*ends, encoder.reply_ids("x")[-1]]
-    outcomes = []
-    with tqdm(total=len(rows), desc="Generating", unit="reply", delay=2) as bar:
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
-            prompts = [encoder.prompt_ids(row.prompt) for row in batch]
-            inputs = left_padded(prompts, pad_id(tokenizer), model.device)
-            with torch.no_grad():
-                output = model.generate(
-                    **inputs,
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    pad_token_id=pad_id(tokenizer),
-                    eos_token_id=stops,
-                )
-            new = output[:, inputs["input_ids"].shape[1] :].tolist()
-            texts = [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
-            outcomes += [_outcome(row, text) for row, text in zip(batch, texts, strict=True)]
-            bar.update(len(batch))
-    return outcomes
+    ends = (*turn_ends(model), encoder.reply_ids("x")[-1])
+    writer = Writer(model, tokenizer, ends, pad_id(tokenizer), max_new_tokens)
+    jobs = {row.id: Job(tuple(encoder.prompt_ids(row.prompt))) for row in rows}
+    replies = written(writer, jobs, batch_size, Partial(None, None), "Generating")
+    return [_outcome(row, reply) for row, reply in zip(rows, replies, strict=True)]
 
 
-def _outcome(row: Row, text: str) -> Outcome:
+def _outcome(row: Row, reply: Continuation) -> Outcome:
     # The judge is told the category that a refusal of this prompt would have: the loose signs of
     # that category count, as they do for a reply opened by its token.
-    verdict = judge(text, row.category)
-    return Outcome(row.id, row.label, row.category, row.group, None, None, text, verdict)
+    return Outcome(
+        row.id, row.label, row.category, row.group, None, None, reply.text,
+        judge(reply.text, row.category), tokens=reply.tokens, ended=reply.ended,
+    )  # fmt: skip

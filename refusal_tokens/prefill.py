@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +12,19 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from refusal_tokens.checkpoint import Checkpoint, CheckpointInfo, info_summary, versions
 from refusal_tokens.errors import InputError
-from refusal_tokens.files import atomic_file
 from refusal_tokens.head import logit_transform
+from refusal_tokens.partial import partial_file
 from refusal_tokens.profiles import Profile, text_columns
 from refusal_tokens.rows import Row, data_hash
 from refusal_tokens.shared_prefix import hidden_states
 from refusal_tokens.taxonomy import Taxonomy
 
 BATCH_TOKENS = 4096
-SECONDS_BETWEEN_SAVES = 20.0
 
 
 def profile_rows(
@@ -73,24 +68,20 @@ def profile_rows(
     mine = range(state.process_index, len(rows), state.num_processes)
     results = Results.empty(len(rows), len(checkpoint.info.taxonomy.tokens), temperatures)
     if partial is not None:
-        key = json.dumps([metadata, [row.id for row in rows], temperatures])
         partial = partial.with_name(f"{partial.name}.{state.process_index}")
-        results.restore(partial, key)
-    todo = [i for i in mine if not results.done[i]]
-    with tqdm(
-        total=len(mine), initial=len(mine) - len(todo), desc="Profiling", unit="prompt", delay=2,
-        disable=not progress or not state.is_main_process,
-    ) as bar:  # fmt: skip
-        saved = time.monotonic()
-        for batch in _planned(checkpoint, prompts, todo, batch_tokens):
-            results.fill(checkpoint, batch, last_logits(checkpoint, [prompts[i] for i in batch]))
-            bar.update(len(batch))
-            if partial is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                results.save(partial, key)
-                saved = time.monotonic()
-    results.gather()
-    if partial is not None:
-        partial.unlink(missing_ok=True)
+    with partial_file(partial, [metadata, [row.id for row in rows], temperatures]) as kept:
+        results.restore(kept.done)
+        todo = [i for i in mine if not results.done[i]]
+        with tqdm(
+            total=len(mine), initial=len(mine) - len(todo), desc="Profiling", unit="prompt",
+            delay=2, disable=not progress or not state.is_main_process,
+        ) as bar:  # fmt: skip
+            for batch in batches(checkpoint, prompts, todo, batch_tokens):
+                logits = last_logits(checkpoint, [prompts[i] for i in batch])
+                results.fill(checkpoint, batch, logits)
+                kept.put(results.parts(batch))
+                bar.update(len(batch))
+        results.gather()
     return results.profile(rows, prompts, checkpoint.info.taxonomy, metadata)
 
 
@@ -148,24 +139,19 @@ class Results:
         self.done[rows] = True
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        return {name: getattr(self, name) for name in ("control", "rest_max", "rests", "done")}
+        return {name: getattr(self, name) for name in ("control", "rest_max", "rests")}
 
-    def save(self, path: Path, key: str) -> None:
-        """Keep what is filled so far, atomically."""
-        with atomic_file(path) as temporary:
-            save_file(self._arrays(), temporary, metadata={"key": key})
+    def parts(self, batch: Sequence[int]) -> dict[str, Any]:
+        """Return what was read off these prompts, as a partial file holds it."""
+        arrays = self._arrays().values()
+        return {str(i): [array[i].tolist() for array in arrays] for i in batch}
 
-    def restore(self, path: Path, key: str) -> None:
-        """Take up what an interrupted run of the same key has filled."""
-        if not path.is_file():
-            return
-        try:
-            with safe_open(path, framework="numpy") as kept:
-                if (kept.metadata() or {}).get("key") == key:
-                    for name, array in self._arrays().items():
-                        array[:] = kept.get_tensor(name)
-        except SafetensorError:
-            print(f"{path}: damaged, so the profile starts from the first prompt", flush=True)
+    def restore(self, parts: Mapping[str, Any]) -> None:
+        """Take up what an interrupted run has filled."""
+        for name, values in parts.items():
+            for array, value in zip(self._arrays().values(), values, strict=True):
+                array[int(name)] = value
+            self.done[int(name)] = True
 
     def profile(
         self,
@@ -187,7 +173,7 @@ class Results:
 
     def gather(self) -> None:
         """Join what all processes have filled."""
-        for array in self._arrays().values():
+        for array in (*self._arrays().values(), self.done):
             parts = gather_object([(np.flatnonzero(self.done), array[self.done])])
             for rows, values in parts:
                 array[rows] = values
@@ -205,19 +191,17 @@ def _check_lengths(
             )
 
 
-def _planned(
+def batches(
     checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], todo: Sequence[int], batch_tokens: int
 ) -> Iterator[list[int]]:
     """Batches of the indices ``todo``: prompts that open with the template's head stay together."""
     head = checkpoint.encoder.template_head
     for with_head in (True, False):
         indices = [i for i in todo if (tuple(prompts[i][: len(head)]) == head) is with_head]
-        yield from _batches(indices, [len(p) for p in prompts], batch_tokens)
+        yield from _even(indices, [len(p) for p in prompts], batch_tokens)
 
 
-def _batches(
-    indices: Sequence[int], lengths: Sequence[int], batch_tokens: int
-) -> Iterator[list[int]]:
+def _even(indices: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Indices in batches of similar length; at most ``batch_tokens`` once padded."""
     batch: list[int] = []
     for index in sorted(indices, key=lengths.__getitem__):

@@ -35,6 +35,7 @@ from refusal_tokens.files import atomic_folder, write_json
 from refusal_tokens.outcomes import Outcome, by_text
 from refusal_tokens.page import Report, page
 from refusal_tokens.profiles import Profile
+from refusal_tokens.text_curves import ForcedTexts
 
 PAGE = "index.html"
 NUMBERS = "numbers.json"
@@ -46,6 +47,7 @@ def build_report(
     outcomes: Mapping[str, Sequence[Outcome]] | None = None,
     *,
     categories: Sequence[str] = (),
+    texts: Mapping[str, ForcedTexts] | None = None,
 ) -> Report:
     """Compute what a page shows.
 
@@ -54,6 +56,7 @@ def build_report(
         setting: the knobs for all profiles; None only where there are no profiles.
         outcomes: name of the model -> replies, for models judged by their text.
         categories: whose control curves are drawn; all of them if empty.
+        texts: name of a profiled model -> its replies under each control token.
 
     Raises:
         InputError: for profiles of other prompts or taxonomies, categories or labels without rows,
@@ -65,7 +68,10 @@ def build_report(
     if setting is not None and profiles:
         bias = bias_grid(list(profiles.values()), setting.rule)
         for name, profile in profiles.items():
-            analyses.append(analyse(name, profile, setting, categories=categories, bias=bias))
+            forced = (texts or {}).get(name)
+            analyses.append(
+                analyse(name, profile, setting, categories=categories, bias=bias, texts=forced)
+            )
             entrants.append(profile_entrant(name, profile, setting))
     entrants += [text_entrant(name, found) for name, found in replies.items()]
     shown = _categories(profiles, replies)

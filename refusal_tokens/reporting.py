@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,16 +10,13 @@ from refusal_tokens.base_model import fast_dtype
 from refusal_tokens.checkpoint import INFO_FILE, load_checkpoint
 from refusal_tokens.curves import summarise, summary_table
 from refusal_tokens.errors import InputError
-from refusal_tokens.evaluate import forced_outcomes
 from refusal_tokens.files import write_text
 from refusal_tokens.model_card import model_card
-from refusal_tokens.outcomes import adherence, write_outcomes
 from refusal_tokens.policy import Policy
 from refusal_tokens.prefill import profile_rows
 from refusal_tokens.profiles import Profile, write_profile
 from refusal_tokens.report import build_report, write_report
 from refusal_tokens.rows import Row
-from refusal_tokens.steering import SteeredModel
 
 REPORTED = ("test", "calibration")
 
@@ -82,31 +77,3 @@ def _next(folder: Path, *, calibrate: bool = False) -> str:
     if calibrate:
         lines.append(f"  make calibrate RUN={folder}")
     return "\n".join(lines)
-
-
-def evaluate_adherence(
-    model: SteeredModel, rows: Sequence[Row], options: argparse.Namespace
-) -> str:
-    """Force each control token on up to ``options.limit`` prompts; return the table of adherence.
-
-    Refusal tokens are forced on all kinds of prompt, ``<|respond|>`` on those labelled respond.
-    """
-    tokens = model.checkpoint.info.taxonomy.tokens
-    benign = [row for row in rows if row.label == "respond"]
-    settings = {"max_new_tokens": options.max_new_tokens}
-    outcomes = forced_outcomes(model, _spread(benign, options.limit), tokens[:1], **settings)
-    outcomes += forced_outcomes(model, _spread(rows, options.limit), tokens[1:], **settings)
-    fingerprint = model.checkpoint.info.model_fingerprint
-    write_outcomes(options.output, outcomes, {"model_fingerprint": fingerprint})
-    rates = adherence(outcomes)
-    if options.json:
-        return json.dumps({token: rate.__dict__ for token, rate in rates.items()}, indent=2)
-    lines = [f"{options.output}: text that agrees with the forced token, rules judge"]
-    lines += [f"{token:26}{rate}" for token, rate in rates.items()]
-    return "\n".join(lines)
-
-
-def _spread(rows: Sequence[Row], limit: int) -> list[Row]:
-    """Take rows evenly from the whole file, so that no category comes short."""
-    step = max(1.0, len(rows) / limit)
-    return [rows[int(i * step)] for i in range(min(limit, len(rows)))]

@@ -25,7 +25,7 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Ten
         attention_mask: (batch, tokens), 1 on tokens.
     """
     shared = _shared_tokens(input_ids, attention_mask)
-    if shared < MIN_TOKENS or not _can_share(model):
+    if shared < MIN_TOKENS or not can_share(model):
         plain: Tensor = model(
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False
         ).last_hidden_state
@@ -54,7 +54,7 @@ def _shared_tokens(input_ids: Tensor, attention_mask: Tensor) -> int:
     return min(int(same.long().cumprod(dim=0).sum()), input_ids.shape[1] - 1)
 
 
-def _can_share(model: PreTrainedModel) -> bool:
+def can_share(model: PreTrainedModel) -> bool:
     """Whether the model keeps keys and values of every token, and nothing else, between passes."""
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["full_attention"]

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TextIteratorStreamer
-from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from refusal_tokens.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
 from refusal_tokens.decision import decide, draws
 from refusal_tokens.errors import InputError
+from refusal_tokens.generation import left_padded, pad_id, turn_ends
 from refusal_tokens.policy import Policy
 from refusal_tokens.rows import messages_from
 
@@ -256,18 +256,22 @@ class SteeredModel:
 
     def inputs(self, prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Return batched ids and mask, padded on the left: all decision positions fall together."""
-        return left_padded(prompts, self.pad_id, self.checkpoint.model.device)
+        ids, mask = left_padded(prompts, self.pad_id, self.checkpoint.model.device)
+        return {"input_ids": ids, "attention_mask": mask}
 
     @property
     def pad_id(self) -> int:
         """The id that pads batches."""
         return pad_id(self.checkpoint.tokenizer)
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end a turn."""
+        return turn_ends(self.checkpoint.model)
+
     def _until_end(self, ids: list[int]) -> list[int]:
         """The ids up to the end of the turn: after it a batch holds padding."""
-        ends = self.checkpoint.model.generation_config.eos_token_id
-        stops = {ends} if isinstance(ends, int) else set(ends or ())
-        last = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+        last = next((i for i, token in enumerate(ids) if token in self.ends), len(ids))
         return ids[: last + 1]
 
     def _generate(
@@ -298,27 +302,6 @@ class SteeredModel:
             policy=policy,
             token_ids=tuple(ids),
         )
-
-
-def pad_id(tokenizer: Tokenizer) -> int:
-    """Return the id that pads batches: the tokenizer's own, or the end of a text."""
-    pad = tokenizer.pad_token_id
-    return int(pad if pad is not None else tokenizer.eos_token_id or 0)
-
-
-def left_padded(
-    prompts: Sequence[Sequence[int]], pad: int, device: torch.device | str
-) -> dict[str, Tensor]:
-    """Return ``input_ids`` and ``attention_mask``, each (prompts, longest), padded on the left."""
-    longest = max(map(len, prompts))
-    padding = [longest - len(prompt) for prompt in prompts]
-    pairs = list(zip(padding, prompts, strict=True))
-    ids = [[pad] * n + list(prompt) for n, prompt in pairs]
-    mask = [[0] * n + [1] * len(prompt) for n, prompt in pairs]
-    return {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
-    }
 
 
 def _conversations(prompts: Prompt | Sequence[Prompt]) -> list[Any]:

@@ -14,6 +14,7 @@ from conftest import ROOT, tiny_settings
 
 from refusal_tokens.cli import main
 from refusal_tokens.policy import Bounds, Policy, save_policy
+from refusal_tokens.taxonomy import default_taxonomy
 
 Capture = pytest.CaptureFixture[str]
 
@@ -125,16 +126,28 @@ def test_profile_writes_a_file_and_keeps_it(
 def test_evaluate_forces_every_token(
     tiny_run: Path, rows_file: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    output = str(tmp_path / "o.parquet")
-    arguments = ["evaluate", str(tiny_run), "--data", str(rows_file), "--output", output]
-    out = ok([*arguments, "--limit", "3", "--max-new-tokens", "3", "--json"], capsys)
-    assert {token: rate["n"] for token, rate in json.loads(out).items()} == {
-        "<|respond|>": 3,
-        **{
-            f"<|refuse:{c}|>": 3
-            for c in ("safety", "incomplete", "indeterminate", "humanizing", "unsupported")
-        },
+    output = tmp_path / "o.parquet"
+    arguments = ["evaluate", str(tiny_run), "--data", str(rows_file), "--output", str(output)]
+    out = ok([*arguments, "--max-new-tokens", "3", "--json"], capsys)
+    found = json.loads(out)["report"]
+    n = {
+        (line["token"], line["prompts"]): line["preferred"]["n"] + line["not_preferred"]["n"]
+        for line in found["adherence"]
     }
+    asked = "refuse incomplete, indeterminate, humanizing, unsupported"
+    assert n == {
+        **{(f"<|refuse:{c}|>", "all kinds"): 12 for c in default_taxonomy().knobs},
+        ("all refusal tokens", "all kinds"): 60,
+        ("<|respond|>", "respond"): 7,
+        ("<|respond|>", asked): 4,
+        ("<|respond|>", "refuse safety"): 0,
+    }
+    assert (found["prompts"], found["replies"]) == (12, 12 + 60 + 11)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "o.base.parquet",
+        "o.parquet",
+        "o.profile.parquet",
+    ]
 
 
 def test_chat_moves_knobs_between_turns(

@@ -75,6 +75,28 @@ def test_a_knob_changes_decision_and_text(run: Path) -> None:
     assert all(a.text != b.text for a, b in pairs)
 
 
+def test_decisions_are_the_same_under_49_decoding_settings(run: Path) -> None:
+    model = SteeredModel.from_checkpoint(run)
+    # Knobs that part these prompts, so that there are decisions of both kinds to keep.
+    policies = [Policy(bias={}), Policy(bias=dict.fromkeys(KNOBS, 30.0))] * 2
+    greedy = model.generate(PROMPTS, policies, max_new_tokens=1, do_sample=False)
+    wanted = [(reply.decision, reply.category) for reply in greedy]
+    assert {decision for decision, _ in wanted[1::2]} == {"refuse"}
+    cuts = [(1.0, 0), (0.95, 0), (0.8, 0), (0.5, 0), (1.0, 50), (1.0, 5), (0.9, 20)]
+    for temperature in (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0):
+        for top_p, top_k in cuts:
+            found = model.generate(
+                PROMPTS,
+                policies,
+                max_new_tokens=1,
+                do_sample=True,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+            )
+            assert [(reply.decision, reply.category) for reply in found] == wanted
+
+
 def test_merged_equals_unmerged_and_old_rows_are_untouched(run: Path, settings: list[str]) -> None:
     prepared = prepare(load_recipe(RECIPE, settings))
     base = load_base(prepared, torch.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from refusal_tokens.analysis import Analysis
     from refusal_tokens.decision import Knobs
     from refusal_tokens.profiles import Profile
+    from refusal_tokens.text_curves import ForcedTexts
 
 
 def add(commands: Any) -> None:
@@ -29,6 +31,12 @@ def add(commands: Any) -> None:
     added.add_argument("--decision", choices=["greedy", "sampled"], help="default: greedy")
     added.add_argument(
         "--policy", metavar="FILE", help="the setting to start from; default: every bias at 0"
+    )
+    added.add_argument(
+        "--outcomes",
+        metavar="FILE",
+        help="replies under each forced control token, of the same model and prompts, from "
+        "`evaluate`: adds text-level curves",
     )
     added.add_argument("--name", help="what to call the model; default: its run, or the file")
 
@@ -53,17 +61,36 @@ def _curves(options: argparse.Namespace) -> None:
     profile = read_profile(options.profile)
     setting = _setting(options, profile)
     name = options.name or names_of([options.profile])[0]
+    texts = _texts(options, profile)
     try:
-        report = build_report({name: profile}, setting, categories=listed(options.categories))
+        report = build_report(
+            {name: profile},
+            setting,
+            categories=listed(options.categories),
+            texts={} if texts is None else {name: texts},
+        )
     except InputError as error:
         raise InputError(f"{options.profile}: {error}") from None
     write_report(options.output, report, f"Refusal rates of {name}")
     analysis = report.analyses[0]
     if options.json:
         shown = {"summary": analysis.summary, "measures": analysis.spread.measures}
+        if analysis.text is not None:
+            shown["text"] = replace(analysis.text, curves=())
         print(json.dumps(plain({"output": str(options.output), **shown}), indent=2))
     else:
         print(_screen(analysis, options))
+
+
+def _texts(options: argparse.Namespace, profile: Profile) -> ForcedTexts | None:
+    from refusal_tokens.outcomes import read_outcomes
+    from refusal_tokens.text_curves import forced_texts
+
+    if options.outcomes is None:
+        return None
+    outcomes, metadata = read_outcomes(options.outcomes)
+    names = f"{options.profile} and {options.outcomes}"
+    return forced_texts(profile, outcomes, metadata, names)
 
 
 def listed(text: str) -> list[str]:
@@ -109,6 +136,11 @@ def _screen(analysis: Analysis, options: argparse.Namespace) -> str:
         numbers = [f"{100 * value:.0f}" for value in (found.low, found.high)]
         name = f"refused at {ceiling}% over-refusal"
         lines.append(f"{name:32}{100 * found.value:5.1f}%  [{', '.join(numbers)}]")
+    if analysis.text is not None:
+        lines += ["", f"{'':24}{'refused by token':27}refused by text"]
+        for kind, by_text in analysis.text.by_text.items():
+            lines.append(f"{kind:24}{analysis.text.by_token[kind]!s:27}{by_text}")
+        lines.append(f"{analysis.text.left_out} prompts lack a reply under some token")
     lines += ["", f"Page, figures and numbers: {options.output}/index.html", ""]
     following = f"target {options.profile} --preset balanced --output policy.json"
     if options.policy:
