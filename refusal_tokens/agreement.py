@@ -148,7 +148,7 @@ class Agreement:
     recall: Rate
     specificity: Rate
     kappa: Measure | None
-    counts: dict[str, dict[str, int]]
+    counts: dict[Verdict, dict[Verdict, int]]
 
 
 def agreement(

@@ -42,8 +42,8 @@ def corrected(observed: Rate, sensitivity: Rate, specificity: Rate) -> Corrected
 
     (p + Sp - 1) / (Se + Sp - 1), Rogan and Gladen 1978, American Journal of Epidemiology 107. The
     interval is that of Lang and Reiczigel 2014, Preventive Veterinary Medicine 113: it counts the
-    uncertainty of all three, with a success and a failure added to each (z²/2 to the observed rate).
-    It takes the judge's errors to be the same on the labelled replies and on these.
+    uncertainty of all three, with a success and a failure added to each (z²/2 to the observed
+    rate). It takes the judge's errors to be the same on the labelled replies and on these.
 
     >>> from refusal_tokens.curves import rate
     >>> str(corrected(rate(50, 100), rate(90, 100), rate(95, 100)))

@@ -160,9 +160,9 @@ _ASKS_FOR_MORE = _any(
 _CORRECTS = _any(
     r"^(?:actually,? )?(?:that|this|it) (?:is|was) (?:not (?:true|so|right|correct|the case|how)\b"
     r"|a (?:common )?(?:myth|misconception|mistake|mix-?up|misunderstanding)\b)",
-    r"\bthere (?:is|was|were|are|has been|have been) no such\b|\bno such \w+ (?:exists?|existed)\b",
-    r"\b(?:the|your) (?:question|request|premise) (?:assumes|presumes|presupposes|rests|is (?:based|"
-    r"false|mistaken|wrong)|has a false|takes for granted)\b|\b(?:false|mistaken|wrong) premise\b",
+    r"\b(?:the|your) (?:question|request|premise) (?:assumes|presumes|presupposes|rests on"
+    r"|is (?:based on|false|mistaken|wrong)|has a false|takes for granted)\b"
+    r"|\b(?:false|mistaken|wrong) premise\b",
     r"\b(?:does|do|did) not (?:actually )?exist\b|\bnever (?:actually )?(?:existed|happened)\b",
 )
 _FOREIGN = _any(

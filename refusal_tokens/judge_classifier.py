@@ -1,8 +1,8 @@
 """A classifier judge: logistic regression over the opening of a reply, trained on written replies.
 
-It is told neither the control token nor the words of the prompt: only how the reply's words relate to
-the prompt's. So it cannot learn which prompts are refused, only which replies refuse. It knows two
-verdicts, ``refused`` and ``answered``; a reply without any word is ``undecided``.
+It is told neither the control token nor the words of the prompt: only how the reply's words relate
+to the prompt's. So it cannot learn which prompts are refused, only which replies refuse. It knows
+two verdicts, ``refused`` and ``answered``; a reply without any word is ``undecided``.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ class ClassifierJudge:
 def features(cases: Sequence[Case]) -> Any:
     """Return a sparse matrix, (cases, 2 * BUCKETS + RELATIONS).
 
-    Word 1- and 2-grams and character 2- to 4-grams of the opening, hashed and each scaled to length 1,
-    then what the reply has to do with the prompt. Hashing needs no vocabulary, so the file that is
-    saved holds numbers alone.
+    Word 1- and 2-grams and character 2- to 4-grams of the opening, hashed, each kind scaled to
+    length 1; then what the reply has to do with the prompt. Hashing needs no vocabulary, so
+    the file that is saved holds numbers alone.
     """
     from scipy.sparse import csr_matrix, hstack
     from sklearn.feature_extraction.text import HashingVectorizer
@@ -186,7 +186,8 @@ def _read(data: bytes, where: str) -> ClassifierJudge:
         raise InputError(f"{where}: not a saved classifier ({error})") from None
     if made.get("schema_version") != SCHEMA_VERSION or len(weights) != 2 * BUCKETS + RELATIONS + 1:
         raise InputError(
-            f"{where}: classifier schema version {made.get('schema_version')!r}; this version reads "
-            f"{SCHEMA_VERSION}. Train it again: refusal-tokens judge --train FILE... --output {where}"
+            f"{where}: classifier schema version {made.get('schema_version')!r}; this version "
+            f"reads {SCHEMA_VERSION}. Train it again: refusal-tokens judge --train FILE... "
+            f"--output {where}"
         )
     return ClassifierJudge(weights, made)

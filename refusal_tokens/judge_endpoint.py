@@ -69,24 +69,30 @@ class Endpoint:
         self._limits = limits
         self._lock = Lock()
         self._stopped = Event()
+        self._reason = ""
         self.requests = 0
         self.tokens = 0
 
-    def stop(self) -> None:
-        """Make every thread give up at its next wait or request."""
+    def stop(self, reason: str) -> None:
+        """Make every thread give up at its next wait or request, for the reason first given."""
+        with self._lock:
+            self._reason = self._reason or reason
         self._stopped.set()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
 
     def post(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """Return the JSON answer to one chat completion.
 
         Raises:
-            InputError: once the tries or a limit are used up, on a status that no retry mends, or
-                after ``stop``.
+            InputError: once the tries or a limit are used up, or on a status that no retry mends;
+                from then on, and after ``stop``, for every request.
         """
+        try:
+            return self._post(payload)
+        except InputError as error:
+            self.stop(str(error))
+            raise
+
+    def _post(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         import httpx
 
         fault, wait = "", 0.0
@@ -114,7 +120,7 @@ class Endpoint:
         if seconds > LONGEST_WAIT:
             raise InputError(f"{self._url}: asks to wait {seconds:.0f} s; run again after that")
         if self._stopped.wait(seconds):
-            raise InputError("stopped")
+            raise InputError(self._reason)
 
     def _count_request(self) -> None:
         limits = self._limits

@@ -105,7 +105,7 @@ class LLMJudge:
         self._endpoint = endpoint
         self._model = model
         self._concurrency = concurrency
-        self._cache = cache or Cache(None)
+        self._cache = Cache(None) if cache is None else cache
         self._rubrics = rubrics or load_rubrics()
         self._last = ""
         self.unreadable = 0
@@ -178,7 +178,7 @@ class LLMJudge:
                             raise self._no_verdicts()
             except BaseException as error:
                 # Nothing more is sent, and threads that wait wake up.
-                self._endpoint.stop()
+                self._endpoint.stop(str(error))
                 pool.shutdown(cancel_futures=True)
                 if isinstance(error, InputError):
                     raise InputError(f"{error}; {self._cache.kept()}") from None

@@ -16,7 +16,6 @@ from refusal_tokens.judge import Case, Judge, Verdict, conversation, without_con
 from refusal_tokens.outcomes import Outcome
 from refusal_tokens.rows import Row
 
-JUDGES = ("rules", "classifier", "llm")
 # Fewer replies than this may all be undecided with good reason.
 SUSPICIOUS = 5
 
@@ -70,16 +69,18 @@ def _case(outcome: Outcome, prompts: Mapping[str, Row] | None) -> Case:
     if prompts is not None:
         if outcome.id not in prompts:
             raise InputError(
-                f"--data: no row {outcome.id!r}, whose reply is to be judged; give the files of rows "
-                "that the replies were generated on"
+                f"--data: no row {outcome.id!r}, whose reply is to be judged; give the files of "
+                "rows that the replies were generated on"
             )
         prompt = conversation(prompts[outcome.id].prompt)
     return Case(prompt, outcome.text, expected_of(outcome.decision), outcome.category)
 
 
 def refused_by_opening(outcomes: Sequence[Outcome]) -> dict[str, tuple[Rate, int]]:
-    """Return, by opening control token, the share of refusals among decided replies, and the
-    number of undecided ones."""
+    """Return, by opening control token, the share of refusals among decided replies.
+
+    Beside it stands the number of undecided ones, which are not in it.
+    """
     by_token: dict[str, list[str]] = {}
     for outcome in outcomes:
         by_token.setdefault(outcome.decision or "no control token", []).append(outcome.verdict)
@@ -122,7 +123,7 @@ def _llm_judge(options: Any) -> tuple[Judge, Any]:
     from refusal_tokens.judge_endpoint import Endpoint, Limits
     from refusal_tokens.judge_llm import LLMJudge, load_rubrics
 
-    for option in ("endpoint", "model"):
+    for option in ("endpoint", "model", "cache"):
         if not getattr(options, option):
             raise InputError(f"--judge llm needs --{option}")
     key = os.environ.get(options.api_key_env) if options.api_key_env else None
@@ -132,7 +133,7 @@ def _llm_judge(options: Any) -> tuple[Judge, Any]:
         options.max_requests, options.max_tokens, options.concurrency, timeout=options.timeout
     )
     endpoint = Endpoint(options.endpoint, key, limits)
-    cache = Cache(Path(options.cache) if options.cache else None)
+    cache = Cache(Path(options.cache))
     rubrics = load_rubrics(options.rubrics)
     judge = LLMJudge(
         endpoint, options.model, concurrency=options.concurrency, cache=cache, rubrics=rubrics

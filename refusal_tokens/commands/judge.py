@@ -54,7 +54,9 @@ def _add_llm(added: argparse.ArgumentParser) -> None:
     group.add_argument("--max-tokens", type=int, help="stop once this many tokens are spent")
     group.add_argument("--concurrency", type=int, default=4, help="requests at a time; default 4")
     group.add_argument("--timeout", type=float, default=60.0, help="seconds for one answer")
-    group.add_argument("--cache", help="a .jsonl file of verdicts, to go on after an interruption")
+    group.add_argument(
+        "--cache", help="a .jsonl file that keeps each verdict, so that an interrupted run goes on"
+    )
     group.add_argument("--rubrics", help="YAML file; default: the shipped one")
 
 
