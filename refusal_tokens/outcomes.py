@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 from refusal_tokens.curves import Rate, rate
 from refusal_tokens.errors import InputError, unknown
 from refusal_tokens.files import atomic_file, unique_keys
-from refusal_tokens.judge import VERDICTS
+from refusal_tokens.judge import RULES, VERDICTS
 from refusal_tokens.taxonomy import RESPOND_TOKEN
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"refusal_tokens"
-JUDGE = "rules-1"
+JUDGE = RULES
 OPTIONAL = ("preferred", "tokens", "ended")
 
 
