@@ -7,6 +7,7 @@ refusal is not constrained: it stays readable text, as OpenAI's own refusals are
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,6 +15,10 @@ from vllm.entrypoints.generate.base.protocol import DeltaMessage
 from vllm.reasoning import ReasoningParser
 
 from refusal_tokens.taxonomy import RESPOND_TOKEN
+
+# Tool parsers have vLLM keep special tokens in the text, to see their own; the control token that
+# opens the reply is taken off again.
+_OPENING = re.compile(r"<\|(respond|refuse(:[a-z][a-z0-9_]{0,31})?)\|>")
 
 
 class AfterControlToken(ReasoningParser):  # type: ignore[misc]
@@ -43,8 +48,9 @@ class AfterControlToken(ReasoningParser):  # type: ignore[misc]
         Where the request forces a tool, vLLM turns the content into its arguments or drops it, so
         the text goes along as reasoning too; the middleware puts a refusal back in its place.
         """
+        text = _without_opening(model_output)
         forced = bool(request.tools) and request.tool_choice not in (None, "none", "auto")
-        return (model_output if forced else None), model_output
+        return (text if forced else None), text
 
     def extract_reasoning_streaming(
         self,
@@ -56,4 +62,10 @@ class AfterControlToken(ReasoningParser):  # type: ignore[misc]
         delta_token_ids: Sequence[int],
     ) -> DeltaMessage | None:
         """Return the new text as content."""
-        return DeltaMessage(content=delta_text) if delta_text else None
+        text = delta_text if previous_token_ids else _without_opening(delta_text)
+        return DeltaMessage(content=text) if text else None
+
+
+def _without_opening(text: str) -> str:
+    found = _OPENING.match(text)
+    return text[found.end() :] if found else text

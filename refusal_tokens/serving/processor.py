@@ -187,6 +187,4 @@ def _reaching_faults(params: SamplingParams, control: set[int]) -> list[str]:
     for name in ("allowed_token_ids", "bad_words", "thinking_token_budget"):
         if getattr(params, name, None):
             faults.append(f"{name}: not allowed with refusal tokens: it can mask the decision")
-    if not params.skip_special_tokens:
-        faults.append("skip_special_tokens: must stay true, or control tokens show in the text")
     return faults
