@@ -13,7 +13,7 @@ from typing import Any
 from refusal_tokens.errors import InputError
 from refusal_tokens.serving.metrics import decision_counter
 from refusal_tokens.serving.policies import PolicyStore, server_store
-from refusal_tokens.serving.replies import Record, ReplyFilter, dump
+from refusal_tokens.serving.replies import END, Record, ReplyFilter, dump
 from refusal_tokens.serving.requests import (
     CHAT,
     MAX_BODY_BYTES,
@@ -137,11 +137,10 @@ class _Rewriter:
             await self._whole(kind)
 
     async def _events(self, more: bool) -> None:
-        *events, rest = self._buffer.split(b"\n\n")
-        self._buffer = rest
-        body = b"".join(self._replies.event(event) + b"\n\n" for event in events)
-        if not more and rest:
-            body += self._replies.event(rest)
+        *events, self._buffer = self._buffer.split(END)
+        if not more and self._buffer:
+            events.append(self._buffer)
+        body = b"".join(map(self._replies.event, events))
         if self._start.pop("type", None):
             await self._send({**self._start, "type": "http.response.start"})
         if body or not more:

@@ -18,6 +18,7 @@ from refusal_tokens.checkpoint import CheckpointInfo
 FIELD = "refusal_tokens"
 # Asked of vLLM by the middleware, not by clients.
 ADDED_FIELDS = ("prompt_token_ids", "prompt_text")
+END = b"\n\n"
 Record = Callable[[str, str], None]
 
 
@@ -49,11 +50,16 @@ class ReplyFilter:
         return data
 
     def event(self, event: bytes) -> bytes:
-        """Rewrite one server-sent event, without its empty line."""
+        """Rewrite one server-sent event, with the empty line that ends it.
+
+        Events that say nothing, which vLLM sends only because it was asked for token ids, go.
+        """
         prefix, _, payload = event.partition(b"data: ")
         if prefix or not payload.startswith(b"{"):
-            return event
-        return b"data: " + dump(self.reply(json.loads(payload)))
+            return event + END
+        data = self.reply(json.loads(payload))
+        says = data.get("usage") or not data.get("choices") or any(map(_says, data["choices"]))
+        return b"data: " + dump(data) + END if says else b""
 
     def _choice(self, choice: dict[str, Any]) -> None:
         ids, index = choice.pop("token_ids", None) or [], choice.get("index", 0)
@@ -99,6 +105,13 @@ class ReplyFilter:
             others = entry.get("top_logprobs") or []
             entry["top_logprobs"] = [other for other in others if other["token"] not in tokens]
         return {**choice["logprobs"], "content": kept}
+
+
+def _says(choice: Mapping[str, Any]) -> bool:
+    return (
+        bool(choice.get("delta") or choice.get("finish_reason") or choice.get("logprobs"))
+        or FIELD in choice
+    )
 
 
 def _plain_refusal(choice: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from refusal_tokens.errors import InputError, one_message, unknown
 from refusal_tokens.files import unique_keys
 from refusal_tokens.policy import is_number
+from refusal_tokens.serving.policies import BIAS_PREFIX, POLICY_KEY
 
 CHAT = "/v1/chat/completions"
 ROUTES = frozenset(
@@ -166,11 +167,10 @@ def _logit_bias(value: Any) -> str | None:
 def _xargs(value: Any) -> str | None:
     if not isinstance(value, dict):
         return f"found {type(value).__name__}; allowed: an object"
-    foreign = [key for key in value if not key.startswith("rt_")]
+    named = (POLICY_KEY, PROBABILITIES_KEY)
+    foreign = [key for key in value if key not in named and not key.startswith(BIAS_PREFIX)]
     if foreign:
-        return f"unknown argument {foreign[0]!r}; allowed: rt_policy, rt_bias_CATEGORY, " + (
-            PROBABILITIES_KEY
-        )
+        return unknown("argument", foreign[0], (*named, f"{BIAS_PREFIX}CATEGORY"))
     found = value.get(PROBABILITIES_KEY, False)
     return (
         None if found in (0, 1) else f"{PROBABILITIES_KEY}: found {found!r}; allowed: true, false"
