@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -161,6 +166,44 @@ def installed_version() -> tuple[int, ...]:
         numbers = text.split("+")[0].split(".")
         return tuple(int(number) for number in numbers if number.isdigit())
     return ()
+
+
+@contextmanager
+def running(command: Sequence[str], environment: Mapping[str, str], url: str) -> Iterator[int]:
+    """Run a server until the block ends; for tests and benchmarks.
+
+    Args:
+        command: what to run.
+        environment: added to one's own.
+        url: where it answers once it is ready.
+
+    Yields:
+        Its process id, once it is ready.
+
+    Raises:
+        RuntimeError: if it ends before; its output is on the screen.
+    """
+    process = subprocess.Popen(
+        list(command), env={**os.environ, **environment}, start_new_session=True
+    )
+    try:
+        while not _answers(url):
+            if process.poll() is not None:
+                raise RuntimeError(f"the server ended with status {process.returncode}")
+            time.sleep(0.5)
+        yield process.pid
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def examples(server: Server, store: PolicyStore) -> str:

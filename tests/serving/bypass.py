@@ -148,7 +148,7 @@ def _values(target: Target) -> dict[str, list[Any]]:
             {"grammar": 'root ::= "a"'},
             {"structural_tag": "{}"},
             {"choice": [RESPOND]},
-        ],  # fmt: skip
+        ],
         "guided_json": [SCHEMA, "{}", True],
         "guided_choice": [["a"], [RESPOND], []],
         "guided_regex": [".*", RESPOND],
@@ -182,7 +182,7 @@ def _values(target: Target) -> dict[str, list[Any]]:
             {"chat_template": TEMPLATE},
             {"messages": []},
             {},
-        ],  # fmt: skip
+        ],
         "documents": [[{"title": RESPOND, "text": RESPOND}], [], [{"text": "a"}]],
         "mm_processor_kwargs": [{}, {"a": 1}],
         "media_io_kwargs": [{}, {"image": {}}],
