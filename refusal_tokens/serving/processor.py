@@ -6,7 +6,7 @@ Pass it with ``--logits-processors refusal_tokens.serving.processor:RefusalToken
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -117,22 +117,25 @@ class RefusalTokens(V1Processor, V2Processor):  # type: ignore[misc]
         return due
 
     def _pending(self, slot: int) -> Pending:
-        params = self._waiting[slot]
-        length = int(self._state.prompt_len.np[slot])
-        ids = self._state.all_token_ids.gpu[slot, :length].tolist()
-        return _pending(params, ids)
+        def prompt_ids() -> list[int]:
+            length = int(self._state.prompt_len.np[slot])
+            found: list[int] = self._state.all_token_ids.gpu[slot, :length].tolist()
+            return found
+
+        return _pending(self._waiting[slot], prompt_ids)
 
 
 def _new_request(
     params: SamplingParams, prompt_ids: list[int] | None, output_ids: list[int]
 ) -> tuple[Pending, list[int]] | None:
     """Return what V1 keeps for a request; None for one resumed after its decision."""
-    return None if output_ids else (_pending(params, prompt_ids or []), output_ids)
+    return None if output_ids else (_pending(params, lambda: prompt_ids or []), output_ids)
 
 
-def _pending(params: SamplingParams, prompt_ids: list[int]) -> Pending:
+def _pending(params: SamplingParams, prompt_ids: Callable[[], list[int]]) -> Pending:
+    """Return how a request decides; its prompt matters to sampled decisions alone."""
     knobs, seed = knobs_from_wire(_wire(params))
-    row = prompt_row(prompt_ids) if knobs.temperature else 0
+    row = prompt_row(prompt_ids()) if knobs.temperature else 0
     return Pending(knobs, seed, row)
 
 

@@ -69,7 +69,8 @@ class RefusalTokensRenderer(HfRenderer):  # type: ignore[misc]
         except InputError as error:
             raise VLLMValidationError(str(error)) from None
         opening = list(self._info.generation_prompt_ids)
-        if not set(ids).isdisjoint(self._info.control_token_ids) or ids[-len(opening) :] != opening:
+        ends = ids[len(ids) - len(opening) :] == opening
+        if not ends or not set(ids).isdisjoint(self._info.control_token_ids):
             raise VLLMValidationError("the messages do not end at a decision position")
         return ids
 

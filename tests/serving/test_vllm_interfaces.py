@@ -24,6 +24,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import (
 )
 from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_by_fqcns
 
+import refusal_tokens.serving.policies as policies
 from refusal_tokens.checkpoint import CheckpointInfo, load_info
 from refusal_tokens.decision import decide
 from refusal_tokens.errors import InputError
@@ -171,6 +172,27 @@ def test_v2_decides_at_the_end_of_each_prompt(store: PolicyStore, tiny_run: Path
     assert v2.add_request(2, params(extra_args={}))
     after = v2.apply(torch.zeros(1, VOCABULARY), layout([2], [7]))
     assert set(left(after[0])) == others
+
+
+def test_v2_and_v1_sample_alike(
+    store: PolicyStore, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policies, "SECONDS_BETWEEN_LOOKS", 0.0)
+    save_policy(store.paths[0] / "sampled.json", Policy(temperature=3.0, seed=5))
+    prompts = {slot: [slot, 7, 9] for slot in range(8)}
+    own = params(extra_args={"rt_policy": "sampled"})
+    before = torch.randn(8, VOCABULARY)
+    v1 = RefusalTokens(config(tiny_run / "model"), "cpu", False)
+    added = [(slot, own, prompt, []) for slot, prompt in prompts.items()]
+    v1.update_state(BatchUpdate(8, removed=[], added=added, moved=[]))
+    first = v1.apply(before.clone())
+    v2 = RefusalTokens(config(tiny_run / "model"), v2_state(prompts))
+    for slot in prompts:
+        v2.add_request(slot, own)
+    backwards = list(prompts)[::-1]
+    second = v2.apply(before.flip(0), layout(backwards, [2] * 8))
+    assert torch.equal(first, second.flip(0))
+    assert len({left(row)[0] for row in first}) > 1
 
 
 def test_a_model_without_refusal_tokens_is_left_alone(
