@@ -44,7 +44,7 @@ KNOBS = default_taxonomy().knobs
 # Sixteen blocks of memory, so that requests are preempted; prompts come in chunks.
 OPTIONS = (
     "--max-model-len 1024 --enforce-eager --max-num-seqs 32 --dtype bfloat16 "
-    "--num-gpu-blocks-override 16 --max-num-batched-tokens 64 "
+    "--num-gpu-blocks-override 16 --max-num-batched-tokens 256 "
     "--enable-auto-tool-choice --tool-call-parser hermes"
 )
 POLICIES = {
