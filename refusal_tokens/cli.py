@@ -18,6 +18,7 @@ from refusal_tokens.commands import (
     inspect,
     judge,
     profile,
+    serve,
     target,
     train,
 )
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         chat,
         evaluate,
         judge,
+        serve,
     )
     for stage in stages:
         stage.add(commands)

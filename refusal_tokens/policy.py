@@ -115,9 +115,9 @@ def _faults(policy: Policy) -> list[str]:
     if policy.rule not in RULES:
         faults.append(f"rule: {unknown('rule', policy.rule, RULES)}")
     for knob, value in policy.bias.items():
-        if not _is_number(value):
+        if not is_number(value):
             faults.append(f"bias.{knob}: found {value!r}; allowed: a finite number of nats")
-    if not _is_number(policy.temperature) or policy.temperature < 0:
+    if not is_number(policy.temperature) or policy.temperature < 0:
         faults.append(f"temperature: found {policy.temperature!r}; allowed: 0 (greedy) or above")
     if type(policy.seed) is not int or not 0 <= policy.seed <= MAX_SEED:
         faults.append(f"seed: found {policy.seed!r}; allowed: a whole number from 0 to {MAX_SEED}")
@@ -130,7 +130,7 @@ def _faults(policy: Policy) -> list[str]:
         )
     for knob, bounds in policy.bounds.items():
         low, high = bounds.min_bias, bounds.max_bias
-        if any(v is not None and not _is_number(v) for v in (low, high)):
+        if any(v is not None and not is_number(v) for v in (low, high)):
             faults.append(f"bounds.{knob}: min_bias and max_bias must be finite numbers or null")
         elif low is not None and high is not None and low > high:
             faults.append(f"bounds.{knob}: min_bias {low} is above max_bias {high}")
@@ -139,7 +139,7 @@ def _faults(policy: Policy) -> list[str]:
     return faults
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Whether it is a finite number; ``math.isfinite`` fails for whole numbers beyond floats."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
