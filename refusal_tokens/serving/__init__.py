@@ -1,0 +1,1 @@
+"""Serving: the decision rule inside and in front of inference servers."""
