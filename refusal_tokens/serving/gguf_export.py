@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -198,7 +197,7 @@ def _sources(folder: Path, config: PretrainedConfig) -> Iterator[_Source]:
     names: TensorNameMap = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
-            for key in opened.keys():  # noqa: SIM118: not a dict
+            for key in list(opened.keys()):
                 if key == "lm_head.weight" and config.tie_word_embeddings:
                     continue
                 name = names.get_name(key, try_suffixes=(".weight",))
@@ -230,5 +229,3 @@ def _interleaved(values: np.ndarray, heads: int) -> np.ndarray:
     """Order a projection's rows as llama.cpp rotates them: pairs side by side, not in halves."""
     halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
-
-
