@@ -14,6 +14,7 @@ from refusal_tokens.commands import (
     curves,
     data,
     evaluate,
+    export,
     generate,
     inspect,
     profile,
@@ -67,7 +68,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    stages = (train, data, profile, curves, target, compare, generate, inspect, chat, evaluate)
+    stages = (
+        train,
+        data,
+        profile,
+        curves,
+        target,
+        compare,
+        generate,
+        inspect,
+        chat,
+        evaluate,
+        export,
+    )
     for stage in stages:
         stage.add(commands)
     return parser

@@ -64,6 +64,15 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class _Job:
+    """One prompt: its token ids up to the decision position, its policy and its number."""
+
+    prompt: list[int]
+    policy: Policy
+    row: int
+
+
+@dataclass(frozen=True)
 class SteeredClient:
     """A served checkpoint whose replies obey policies; the counterpart of ``SteeredModel``.
 
@@ -118,7 +127,7 @@ class SteeredClient:
     ) -> list[Decision]:
         """Read the control logits of prompts and decide, without generating; see ``generate``."""
         jobs = self._jobs(prompts, policy, rows)
-        return _map(lambda job: self._decide(*job), jobs, concurrency)
+        return _map(self._decide, jobs, concurrency)
 
     def generate(
         self,
@@ -153,15 +162,15 @@ class SteeredClient:
                 raise InputError(unknown("setting", name, TEXT_SETTINGS))
         jobs = self._jobs(prompts, policy, rows)
         text = {"max_tokens": 256, "temperature": 0.0, **settings}
-        return _map(lambda job: self._reply(*job, text), jobs, concurrency)
+        return _map(lambda job: self._reply(job, text), jobs, concurrency)
 
     def _jobs(
         self,
         prompts: Prompt | Sequence[Prompt],
         policy: Policy | Sequence[Policy] | None,
         rows: Sequence[int] | None,
-    ) -> list[tuple[list[int], Policy, int]]:
-        """Check everything before the first request: token ids, policy and number of each."""
+    ) -> list[_Job]:
+        """Check everything before the first request."""
         conversations = conversations_from(prompts)
         policies = policies_for(policy, len(conversations))
         for each in policies:
@@ -173,21 +182,18 @@ class SteeredClient:
                 )
         numbers = range(len(conversations)) if rows is None else rows
         ids = [self.encoder.prompt_ids(messages) for messages in conversations]
-        return list(zip(ids, policies, numbers, strict=True))
+        return [_Job(*job) for job in zip(ids, policies, numbers, strict=True)]
 
-    def _decide(self, prompt: Sequence[int], policy: Policy, row: int) -> Decision:
-        values = self._read(prompt)
-        setting = policy.knobs(self.info.taxonomy)
-        draw = draws(policy.seed, [row]) if setting.temperature else None
+    def _decide(self, job: _Job) -> Decision:
+        values = self._read(job.prompt)
+        setting = job.policy.knobs(self.info.taxonomy)
+        draw = draws(job.policy.seed, [job.row]) if setting.temperature else None
         total = float(np.exp(np.logaddexp.reduce(values)))
         # A biased reading says nothing of the rest, nor do raw logits in place of
         # log-probabilities.
         known = self.capabilities.reading != "bias" and total < 1.001
-        return Decision(
-            int(decide(values[None, :], setting, draw)[0]),
-            values,
-            min(total, 1.0) if known else None,
-        )
+        index = int(decide(values[None, :], setting, draw)[0])
+        return Decision(index, values, min(total, 1.0) if known else None)
 
     def _read(self, prompt: Sequence[int]) -> np.ndarray:
         """Return the control tokens' log-probabilities, (1 + categories,), nats."""
@@ -206,16 +212,14 @@ class SteeredClient:
             raise ServerError(f"{self.route.url}: log-probabilities that are not finite: {values}")
         return values
 
-    def _reply(
-        self, prompt: Sequence[int], policy: Policy, row: int, text: Mapping[str, Any]
-    ) -> Reply:
-        found = self._decide(prompt, policy, row)
+    def _reply(self, job: _Job, text: Mapping[str, Any]) -> Reply:
+        found = self._decide(job)
         control = _control(self.info)
         opening = control.ids[found.index]
         # The control token stands for what it opens; inside a reply it would mean nothing.
         seal = {"logit_bias": control.bias(-BIAS)} if self.capabilities.seals else {}
         fields = {**self.capabilities.reply_fields, **seal, **text}
-        answer = self.route.complete([*prompt, opening], **fields)
+        answer = self.route.complete([*job.prompt, opening], **fields)
         shares = np.exp(found.control_logits - np.logaddexp.reduce(found.control_logits))
         return Reply(
             text=str(answer["choices"][0].get("text") or "").strip(),
@@ -223,7 +227,7 @@ class SteeredClient:
             category=self.info.taxonomy.knobs[found.index - 1] if found.index else None,
             probabilities=dict(zip(control.tokens, map(float, shares), strict=True)),
             control_mass=found.control_mass,
-            policy=policy,
+            policy=job.policy,
             token_ids=(opening, *(reply_ids(answer) or ())),
         )
 

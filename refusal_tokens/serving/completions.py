@@ -93,11 +93,11 @@ def _request(
                 return _object(url, answer.read())
         except urllib.error.HTTPError as error:
             if error.code not in BUSY or wait is None:
-                reason = _reason(error.read()) or error.reason
+                reason = _reason(error.read()) or str(error.reason)
                 raise ServerError(f"{url}: HTTP {error.code}: {reason}", error.code) from None
         except (OSError, HTTPException, ValueError) as error:
             # A server that refuses the connection is not there; one that drops it may be busy.
-            reason = getattr(error, "reason", error)
+            reason = str(getattr(error, "reason", error))
             dropped = isinstance(error, HTTPException | ConnectionResetError)
             if not dropped or wait is None:
                 raise ServerError(f"{url}: cannot be reached ({reason})") from None

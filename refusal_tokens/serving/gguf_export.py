@@ -216,12 +216,11 @@ def _kind_of(source: _Source, kind: GGMLQuantizationType) -> GGMLQuantizationTyp
 
 
 def _announce(writer: GGUFWriter, source: _Source, kind: GGMLQuantizationType) -> None:
+    shape, width = source.shape, 4 if kind == GGMLQuantizationType.F32 else 2
     if kind == GGMLQuantizationType.Q8_0:
-        shape, dtype = quant_shape_to_byte_shape(source.shape, kind), np.dtype(np.uint8)
-    else:
-        wide = kind == GGMLQuantizationType.F32
-        shape, dtype = source.shape, np.dtype(np.float32 if wide else np.float16)
-    size = int(np.prod(shape)) * dtype.itemsize
+        shape, width = quant_shape_to_byte_shape(source.shape, kind), 1
+    dtype = {4: np.dtype(np.float32), 2: np.dtype(np.float16), 1: np.dtype(np.uint8)}[width]
+    size = int(np.prod(shape)) * width
     writer.add_tensor_info(source.name, shape, dtype, size, raw_dtype=kind)
 
 
