@@ -1,1 +1,1 @@
-"""Serving: the decision rule inside and in front of inference servers."""
+"""Serving: the vLLM plugin, the middleware in front of it, and clients of other servers."""
