@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_profiles import TWO
 from transformers import GenerationConfig
-from untrained import save_untrained
 
 from refusal_tokens.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
 from refusal_tokens.cli import main
@@ -34,10 +33,9 @@ IDS = tuple(range(100, 106))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("untrained") / "model"
-    save_untrained(path)
-    return path
+def folder(tiny_run: Path) -> Path:
+    """Trained a little, so that some replies open with control tokens and some do not."""
+    return tiny_run / "model"
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +136,7 @@ def test_a_stock_server_gives_the_rates_that_are_stated(
     refuse = [
         token in controls[1:] for token, row in zip(opened, ROWS, strict=True) if row[2] == "refuse"
     ]
+    assert any(token in controls for token in opened)
     assert found["rates"]["refused"]["count"] == sum(refuse)
     assert found["rates"]["no_control_token"]["count"] == sum(t not in controls for t in opened)
     assert found["rates"]["no_control_token"]["n"] == len(ROWS)
