@@ -14,6 +14,7 @@ from refusal_tokens.commands import (
     curves,
     data,
     evaluate,
+    export,
     generate,
     inspect,
     judge,
@@ -82,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         evaluate,
         judge,
         serve,
+        export,
     )
     for stage in stages:
         stage.add(commands)

@@ -18,6 +18,7 @@ from refusal_tokens.decision import decide, draws
 from refusal_tokens.errors import InputError
 from refusal_tokens.generation import left_padded, pad_id, turn_ends
 from refusal_tokens.policy import Policy
+from refusal_tokens.row_checks import Messages
 from refusal_tokens.rows import messages_from
 
 Prompt = str | Sequence[Mapping[str, str]]
@@ -33,7 +34,8 @@ class Reply:
         category: of a refusal; None for a response. Also None where an unmasked policy let the
             reply open with no control token.
         probabilities: control token -> probability under masking, before the knobs.
-        control_mass: softmax probability of all control tokens together, unmasked.
+        control_mass: softmax probability of all control tokens together, unmasked; None where a
+            server does not tell.
         policy: the setting that was applied.
         token_ids: of the reply, control token first.
     """
@@ -42,7 +44,7 @@ class Reply:
     decision: str
     category: str | None
     probabilities: Mapping[str, float]
-    control_mass: float
+    control_mass: float | None
     policy: Policy
     token_ids: tuple[int, ...]
 
@@ -199,8 +201,8 @@ class SteeredModel:
         Raises:
             InputError: for an empty prompt, roles out of order, or an unknown knob.
         """
-        conversations = _conversations(prompts)
-        policies = self._policies(policy, len(conversations))
+        conversations = conversations_from(prompts)
+        policies = policies_for(policy, len(conversations))
         numbers = list(rows) if rows is not None else list(range(len(conversations)))
         processor = RefusalLogitsProcessor(self.checkpoint.info, policies, numbers)
         inputs = self.inputs([self.checkpoint.encoder.prompt_ids(c) for c in conversations])
@@ -221,8 +223,8 @@ class SteeredModel:
         self, prompt: Prompt, policy: Policy | None = None, **settings: Any
     ) -> Generator[str, None, Reply]:
         """Yield the text of one reply piece by piece; the generator's return value is the Reply."""
-        (conversation,) = _conversations(prompt)
-        policies = self._policies(policy, 1)
+        (conversation,) = conversations_from(prompt)
+        policies = policies_for(policy, 1)
         processor = RefusalLogitsProcessor(self.checkpoint.info, policies, [0])
         inputs = self.inputs([self.checkpoint.encoder.prompt_ids(conversation)])
         streamer = TextIteratorStreamer(
@@ -246,13 +248,6 @@ class SteeredModel:
         assert processor.observed is not None
         ids = result["ids"][0, inputs["input_ids"].shape[1] :].tolist()
         return self._reply(ids, policies[0], processor.observed, 0)
-
-    def _policies(self, policy: Policy | Sequence[Policy] | None, n: int) -> list[Policy]:
-        if policy is None or isinstance(policy, Policy):
-            return [policy or Policy()] * n
-        if len(policy) != n:
-            raise InputError(f"{len(policy)} policies for {n} prompts; allowed: one, or one each")
-        return list(policy)
 
     def inputs(self, prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Return batched ids and mask, padded on the left: all decision positions fall together."""
@@ -304,9 +299,27 @@ class SteeredModel:
         )
 
 
-def _conversations(prompts: Prompt | Sequence[Prompt]) -> list[Any]:
+def conversations_from(prompts: Prompt | Sequence[Prompt]) -> list[Messages]:
+    """Return one conversation a prompt, from one prompt or several.
+
+    Raises:
+        InputError: for no prompt, an empty one, or roles out of order.
+    """
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], Mapping)):
         return [messages_from(cast(Prompt, prompts))]
     if not prompts:
         raise InputError("no prompt")
     return [messages_from(cast(Prompt, prompt)) for prompt in prompts]
+
+
+def policies_for(policy: Policy | Sequence[Policy] | None, n: int) -> list[Policy]:
+    """Return one policy a prompt, from none, one for all or one each.
+
+    Raises:
+        InputError: for another number of policies than prompts.
+    """
+    if policy is None or isinstance(policy, Policy):
+        return [policy or Policy()] * n
+    if len(policy) != n:
+        raise InputError(f"{len(policy)} policies for {n} prompts; allowed: one, or one each")
+    return list(policy)
