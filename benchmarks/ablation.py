@@ -1,7 +1,7 @@
 """Which training options matter? One variant an option, each against the default recipe.
 
     make ablation                                   (or: python benchmarks/ablation.py)
-    python benchmarks/ablation.py --only control-share-mean smoothing --write-docs
+    python benchmarks/ablation.py --only control-share-mean smoothing-0.1 --write-docs
 
 Screens every variant with one seed on a fixed number of steps, then repeats the default and the
 four variants that moved most with three seeds. Each run is profiled on the recipe's calibration and
@@ -32,9 +32,11 @@ from trained import (
     ROOT,
     Measured,
     markdown,
+    parser_of,
     provenance,
     remove_weights,
-    spread,
+    restart_on_cpu,
+    status_of,
     train_or_resume,
     write_between,
 )
@@ -113,37 +115,16 @@ BUDGETS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the ablation; return the exit status."""
-    options = _parser().parse_args(arguments)
-    try:
-        _ablate(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nstopped; the same command goes on in {options.output}", file=sys.stderr)
-        return 130
-    return 0
+    return status_of(_ablate, _parser().parse_args(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, Path("runs/ablation"))
     parser.add_argument("--budget", choices=list(BUDGETS), default="default")
     parser.add_argument("--steps", type=int, help="of each run; default: the budget's")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="beside the default")
     parser.add_argument("--data", nargs="+", default=[], help="more files of rows to profile")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--keep-models", action="store_true", help="half a gigabyte a run")
-    parser.add_argument(
-        "--write-docs",
-        nargs="?",
-        type=Path,
-        const=ROOT / "docs" / "ablations.md",
-        metavar="PAGE",
-        help="put the table into docs/ablations.md, or another page",
-    )
     return parser
 
 
@@ -256,29 +237,38 @@ def profile_measures(profile: Any, draws: int) -> dict[str, Measured]:
 def adherence_measures(model: Any, rows: Sequence[Any], budget: Budget) -> dict[str, Measured]:
     """Force tokens on test prompts and return how often the text obeys; judged by the rules."""
     from refusal_tokens.curves import rate
+    from refusal_tokens.evaluation import HARMLESS
+    from refusal_tokens.evaluation_run import spread
+
+    respond, *refusals = model.checkpoint.info.taxonomy.tokens
+    asked = [row for row in rows if row.label == "refuse" and row.category in HARMLESS]
+    kinds = {
+        "refusal after a refusal token": (rows, refusals),
+        "answer after respond, respond prompts": (
+            [row for row in rows if row.label == "respond"],
+            [respond],
+        ),
+        "answer after respond, refuse prompts but safety": (asked, [respond]),
+    }
+    found = {}
+    for name, (among, force) in kinds.items():
+        outcomes = _forced(model, spread(among, budget.prompts), force, budget)
+        share = rate(sum(outcome.adheres for outcome in outcomes), len(outcomes))
+        found[name] = Measured(share.value, share.low, share.high, share.n)
+    return found
+
+
+def _forced(model: Any, rows: Sequence[Any], force: Sequence[str], budget: Budget) -> list[Any]:
     from refusal_tokens.evaluate import Plan, generate_outcomes
     from refusal_tokens.partial import Partial
     from refusal_tokens.prefill import profile_rows
 
-    taxonomy = model.checkpoint.info.taxonomy
-    sample = spread(rows, budget.prompts)
-    profile = profile_rows(model.checkpoint, sample, progress=False)
-    plan = Plan(taxonomy.tokens, max_new_tokens=budget.new_tokens)
-    made = generate_outcomes(model, sample, profile, plan, Partial(None, None))
-    forced = [outcome for outcome in made if outcome.forced is not None]
-    respond = [o for o in forced if o.forced == taxonomy.tokens[0]]
-    kinds = {
-        "refusal after a refusal token": [o for o in forced if o.forced != taxonomy.tokens[0]],
-        "answer after respond, respond prompts": [o for o in respond if o.label == "respond"],
-        "answer after respond, refuse prompts but safety": [
-            o for o in respond if o.label == "refuse"
-        ],
-    }
-    found = {}
-    for name, outcomes in kinds.items():
-        share = rate(sum(outcome.adheres for outcome in outcomes), len(outcomes))
-        found[name] = Measured(share.value, share.low, share.high, share.n)
-    return found
+    if not rows:
+        return []
+    profile = profile_rows(model.checkpoint, rows, progress=False)
+    plan = Plan(tuple(force), max_new_tokens=budget.new_tokens)
+    made = generate_outcomes(model, rows, profile, plan, Partial(None, None))
+    return [outcome for outcome in made if outcome.forced is not None]
 
 
 def most_moved(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
@@ -471,10 +461,5 @@ def _page(results: Mapping[str, Sequence[Any]], chosen: Sequence[str], output: P
 
 
 if __name__ == "__main__":
-    import torch
-
-    if not torch.accelerator.is_available():
-        from refusal_tokens.allocator import restart_with_allocator_settings
-
-        restart_with_allocator_settings()
+    restart_on_cpu()
     sys.exit(main())

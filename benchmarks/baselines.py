@@ -21,17 +21,27 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from trained import ROOT, markdown, provenance, spread, train_or_resume, write_between
+from trained import (
+    ROOT,
+    markdown,
+    parser_of,
+    provenance,
+    restart_on_cpu,
+    status_of,
+    train_or_resume,
+    write_between,
+)
 
 from refusal_tokens.curves import Rate, rate
 from refusal_tokens.errors import InputError, one_message, unknown
 from refusal_tokens.files import read_json, read_yaml, write_json, write_text
 from refusal_tokens.outcomes import Outcome, read_outcomes, write_outcomes
+from refusal_tokens.partial import Partial
 
 NO_TOKEN = "recipes/baseline-no-token.yaml"
 TOKEN = "recipes/smollm2-135m-lora.yaml"
@@ -62,43 +72,23 @@ class Point:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison; return the exit status."""
-    options = _parser().parse_args(arguments)
-    try:
-        _compare(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nstopped; the same command goes on in {options.output}", file=sys.stderr)
-        return 130
-    return 0
+    return status_of(_compare, _parser().parse_args(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, Path("runs/baselines"))
     parser.add_argument("--run", type=Path, help="a run with control tokens; default: trained here")
     parser.add_argument("--shares", default="0.05,0.2,0.4,0.6", help="of refuse rows, one run each")
     parser.add_argument("--prompts", type=Path, default=ROOT / PROMPTS, help="system prompts, YAML")
     parser.add_argument("--data", default="data/test.jsonl", help="rows to compare on")
     parser.add_argument("--limit", type=int, default=400, help="rows taken evenly; default 400")
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--output", type=Path, default=Path("runs/baselines"))
-    parser.add_argument(
-        "--write-docs",
-        nargs="?",
-        type=Path,
-        const=ROOT / "docs" / "ablations.md",
-        metavar="PAGE",
-        help="put the table into docs/ablations.md, or another page",
-    )
     return parser
 
 
 def _compare(options: argparse.Namespace) -> None:
     from refusal_tokens.commands.common import quiet_libraries
+    from refusal_tokens.evaluation_run import spread
     from refusal_tokens.rows import read_rows
     from refusal_tokens.taxonomy import default_taxonomy
 
@@ -113,7 +103,7 @@ def _compare(options: argparse.Namespace) -> None:
     points += [_fine_tuned(share, rows, options) for share in shares]
     run, minutes = _token_model(options)
     profile = _profile(run, rows, options.output)
-    steered = _steered(run, rows, minutes, options)
+    steered = _steered(run, rows, profile, minutes, options)
     _write([*points, *steered], {p.name for p in points}, profile, options)
 
 
@@ -250,66 +240,45 @@ def _profile(run: Path, rows: Sequence[Any], output: Path) -> Any:
 
 
 def _steered(
-    run: Path, rows: Sequence[Any], minutes: float, options: argparse.Namespace
+    run: Path, rows: Sequence[Any], profile: Any, minutes: float, options: argparse.Namespace
 ) -> list[Point]:
     """The text of the model with control tokens, all knobs at each bias; one training run."""
     from refusal_tokens.checkpoint import load_info
 
     info = load_info(run)
     points = []
+    # A prompt's reply after one token is the same at every bias, so it is generated once.
+    kept = Partial(None, None)
     for bias in BIASES:
         title = f"tokens: bias {bias:+g}"
         policy = dict.fromkeys(info.taxonomy.knobs, bias)
         origin = {"model_fingerprint": info.model_fingerprint, "bias": policy}
-        made = _replies(run, policy, rows, options)
+        made = _replies(run, policy, rows, profile, kept, options)
         points.append(point(title, _outcomes(title, made, rows, options, origin), minutes))
     return points
 
 
 def _replies(
-    run: Path, bias: Mapping[str, float], rows: Sequence[Any], options: argparse.Namespace
+    run: Path,
+    bias: Mapping[str, float],
+    rows: Sequence[Any],
+    profile: Any,
+    kept: Partial,
+    options: argparse.Namespace,
 ) -> Any:
     def make() -> list[Outcome]:
         from refusal_tokens.base_model import fast_dtype
         from refusal_tokens.checkpoint import load_checkpoint
+        from refusal_tokens.evaluate import Plan, generate_outcomes
         from refusal_tokens.judge import judge
         from refusal_tokens.policy import Policy
         from refusal_tokens.steering import SteeredModel
 
         model = SteeredModel(load_checkpoint(run, dtype=fast_dtype()))
-        tokens = dict(
-            zip(
-                model.checkpoint.info.control_token_ids,
-                model.checkpoint.info.taxonomy.tokens,
-                strict=True,
-            )
-        )
-        found = []
-        for start in range(0, len(rows), 16):
-            batch = rows[start : start + 16]
-            replies = model.generate(
-                [row.prompt for row in batch],
-                Policy(bias=bias),
-                max_new_tokens=options.max_new_tokens + 1,
-                do_sample=False,
-            )
-            for row, reply in zip(batch, replies, strict=True):
-                # Judged as the models without tokens are: by the row's category.
-                verdict = judge(reply.text, row.category)
-                opened = tokens[reply.token_ids[0]]
-                found.append(
-                    Outcome(
-                        row.id,
-                        row.label,
-                        row.category,
-                        row.group,
-                        None,
-                        opened,
-                        reply.text,
-                        verdict,
-                    )
-                )
-        return found
+        plan = Plan((), policy=Policy(bias=bias), max_new_tokens=options.max_new_tokens)
+        found = generate_outcomes(model, rows, profile, plan, kept)
+        # Judged as the models without tokens are: told the prompt's category.
+        return [replace(own, verdict=judge(own.text, own.category)) for own in found]
 
     return make
 
@@ -388,10 +357,5 @@ def _page(points: Sequence[Point], options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    import torch
-
-    if not torch.accelerator.is_available():
-        from refusal_tokens.allocator import restart_with_allocator_settings
-
-        restart_with_allocator_settings()
+    restart_on_cpu()
     sys.exit(main())

@@ -1,10 +1,12 @@
-"""What the benchmarks that train share: runs that resume, measures with intervals, tables."""
+"""What the benchmarks that train share: options, runs that resume, measures, tables."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -32,6 +34,47 @@ class Measured:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+def parser_of(doc: str | None, output: Path) -> argparse.ArgumentParser:
+    """Return a parser with the options that every such benchmark has."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--output", type=Path, default=output, help=f"default: {output}")
+    parser.add_argument(
+        "--write-docs",
+        nargs="?",
+        type=Path,
+        const=ROOT / "docs" / "ablations.md",
+        metavar="PAGE",
+        help="put the table into docs/ablations.md, or another page",
+    )
+    return parser
+
+
+def status_of(work: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    """Do the work; return the exit status, with wrong input and interruptions said."""
+    try:
+        work(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on in {options.output}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def restart_on_cpu() -> None:
+    """Begin this process anew with the allocator's settings, where it will train on a CPU."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        from refusal_tokens.allocator import restart_with_allocator_settings
+
+        restart_with_allocator_settings()
+
+
 def train_or_resume(recipe: Recipe, folder: Path) -> dict[str, list[Row]]:
     """Train a recipe, or go on with the same run where it was interrupted; return its rows.
 
@@ -53,12 +96,6 @@ def remove_weights(folder: Path) -> None:
     """Delete the weights of a measured run: half a gigabyte each, and never read again."""
     for name in ("trainer", "adapter", "model"):
         shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def spread(rows: Sequence[Row], limit: int) -> list[Row]:
-    """Take up to ``limit`` rows evenly from the whole list."""
-    step = max(1.0, len(rows) / limit)
-    return [rows[int(i * step)] for i in range(min(limit, len(rows)))]
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -143,10 +143,8 @@ def curve_knobs(profile: Profile, categories: Sequence[str] = ()) -> tuple[str, 
 def knobs_with_rows(profile: Profile) -> tuple[str, ...]:
     """Return the knobs whose categories have prompts labelled refuse."""
     asked = profile.is_label("refuse")
-    if profile.taxonomy.single_token:
-        return profile.taxonomy.knobs if asked.any() else ()
     knobs = profile.taxonomy.knobs
-    return tuple(knob for knob in knobs if (asked & profile.is_category(knob)).any())
+    return tuple(knob for knob in knobs if (asked & profile.is_of_knob(knob)).any())
 
 
 def bias_grid(profiles: Sequence[Profile], rule: Any) -> Floats:

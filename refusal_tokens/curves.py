@@ -233,8 +233,7 @@ def control_curve(profile: Profile, knob: str, setting: Knobs, bias: Floats) -> 
     """
     index = profile.taxonomy.knob_index(knob)
     asked, benign = profile.is_label("refuse"), profile.is_label("respond")
-    single = len(profile.taxonomy.knobs) < len(profile.taxonomy.category_ids)
-    inside = np.ones(len(profile), dtype=bool) if single else profile.is_category(knob)
+    inside = profile.is_of_knob(knob)
     near = benign & inside & ~profile.is_category(None)
     n_refuse = int((asked & inside).sum())
     if not n_refuse:

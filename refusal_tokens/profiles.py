@@ -82,6 +82,12 @@ class Profile:
         code, found = self._categories
         return np.asarray(found == code.get(category, -1))
 
+    def is_of_knob(self, knob: str) -> NDArray[np.bool_]:
+        """(prompts,), which prompts a knob is about: its category's; all for the single one."""
+        if self.taxonomy.single_token:
+            return np.ones(len(self), dtype=bool)
+        return self.is_category(knob)
+
     def select(self, rows: NDArray[np.bool_] | NDArray[np.integer]) -> Profile:
         """Return the profile of some prompts: a mask, (prompts,), or their indices in any order."""
         return replace(

@@ -146,6 +146,6 @@ def demands(profile: Profile, targets: Targets) -> list[Demand]:
 def free_knobs(profile: Profile, targets: Targets) -> NDArray[np.bool_]:
     """(knobs,), which knobs may move: those that a target names, or all where none is named."""
     knobs = profile.taxonomy.knobs
-    if len(knobs) < len(profile.taxonomy.category_ids) or not targets.named:
+    if profile.taxonomy.single_token or not targets.named:
         return np.ones(len(knobs), dtype=bool)
     return np.array([knob in targets.named for knob in knobs])

@@ -165,9 +165,7 @@ def text_curve(texts: ForcedTexts, knob: str, setting: Knobs, bias: Floats) -> T
     """
     profile = texts.profile
     index = profile.taxonomy.knob_index(knob)
-    inside = np.ones(len(profile), bool)
-    if not profile.taxonomy.single_token:
-        inside = profile.is_category(knob)
+    inside = profile.is_of_knob(knob)
     asked = profile.is_label("refuse") & inside
     near = profile.is_label("respond") & inside & ~profile.is_category(None)
     refusal = _along(texts, asked, setting, index, bias)

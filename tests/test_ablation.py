@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import ablation
 import baselines
-from trained import Measured, spread, write_between
+from trained import Measured, write_between
 
 from refusal_tokens.errors import InputError
 from refusal_tokens.outcomes import Outcome, read_outcomes
@@ -92,11 +92,6 @@ def test_a_page_s_table_is_replaced_and_the_rest_stays(tmp_path: Path) -> None:
         write_between(page, "other", "x")
     docs = (ROOT / "docs" / "ablations.md").read_text()
     assert all(f"<!-- {name} -->" in docs for name in ("ablation", "baselines"))
-
-
-def test_rows_are_taken_evenly() -> None:
-    assert spread(list(range(10)), 5) == [0, 2, 4, 6, 8]  # type: ignore[arg-type]
-    assert spread(list(range(3)), 5) == [0, 1, 2]  # type: ignore[arg-type]
 
 
 def sets_of(settings: list[str]) -> list[str]:

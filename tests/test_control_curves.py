@@ -182,3 +182,11 @@ def test_one_token_stands_for_all_categories() -> None:
     setting = Knobs("route", np.zeros(1), np.full(1, -np.inf), 0.0)
     curve = control_curve(profile, "refuse", setting, BIAS)
     assert (curve.n_refuse, curve.n_near) == (20, 16)
+
+
+def test_one_token_serves_a_single_category_too() -> None:
+    taxonomy = Taxonomy((Category("a", "A."),), "Fine.", single_token=True)
+    profile = normal_profile(40, taxonomy=taxonomy)
+    setting = Knobs("route", np.zeros(1), np.full(1, -np.inf), 0.0)
+    curve = control_curve(profile, "refuse", setting, BIAS)
+    assert (curve.n_refuse, curve.n_near) == (20, 16)

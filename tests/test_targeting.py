@@ -211,3 +211,10 @@ def test_recentring_finds_a_planted_mix_and_its_bias() -> None:
     assert after == pytest.approx([0.8, 0.15, 0.05], abs=0.02)
     assert before == pytest.approx([1 / 3] * 3, abs=0.02)
     assert bias == pytest.approx(np.log([0.15 / 0.8, 0.05 / 0.8]), abs=0.35)
+
+
+def test_the_one_knob_is_free_with_a_single_category_too() -> None:
+    taxonomy = Taxonomy(TWO.categories[:1], "Fine.", single_token=True)
+    found = solve(synthetic(taxonomy), Targets(rates={"a": 0.9}))
+    assert found.feasible
+    assert found.reached[0].rate.count == 54

@@ -213,4 +213,8 @@ def _show(
     for token, (found, undecided) in rates.items():
         print(f"{token:26}{found!s:26}{undecided:<11}{right.get(token, '')}")
     print(f"verdicts as before        {unchanged}")
-    print("\n".join([*cost, f"\nNext: refusal-tokens compare {options.output} OTHER.parquet"]))
+    print(
+        "\n".join(
+            [*cost, f"\nNext: refusal-tokens compare {options.output} OTHER.parquet --output DIR"]
+        )
+    )
