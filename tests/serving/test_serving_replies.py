@@ -84,7 +84,7 @@ def test_probabilities_come_when_asked_for(store: PolicyStore) -> None:
     assert found["logprobs"] is None
     asked = stub.seen[0][1]
     assert asked["logprob_token_ids"] == list(CONTROL_IDS)
-    assert "vllm_xargs" not in asked
+    assert asked["vllm_xargs"] == {"rt_policy": "default"}
 
 
 def test_log_probabilities_are_those_of_the_text(store: PolicyStore) -> None:
