@@ -125,6 +125,10 @@ def _together_faults(data: Mapping[str, Any], control_ids: frozenset[int]) -> li
     touched = sorted(control_ids.intersection(int(key) for key in data.get("logit_bias", ())))
     if touched:
         faults.append(f"logit_bias: names control token {touched[0]}; use vllm_xargs rt_bias_...")
+    if data.get("stop") and data.get("tools") and data.get("tool_choice") != "none":
+        # Tool parsers see special tokens: stop strings would act on the control token's spelling,
+        # and in a stream hold it back until it can no longer be told from the text.
+        faults.append("stop: not together with tools that may be called")
     if data.get("vllm_xargs", {}).get(PROBABILITIES_KEY) and data.get("logprobs"):
         faults.append(f"{PROBABILITIES_KEY}: not together with logprobs; ask for one of the two")
     return faults

@@ -141,6 +141,19 @@ def test_json_in_tool_arguments_is_as_strict(text: str, passes: bool, store: Pol
         assert "arguments: the JSON in it" in answer.error
 
 
+@pytest.mark.parametrize("stop", ["e", "|>", ["a text that holds others back"]])
+@pytest.mark.parametrize("choice", [None, "auto", "required", "none"])
+def test_stop_strings_never_act_on_a_control_token_that_tool_parsers_see(
+    stop: Any, choice: str | None, store: PolicyStore
+) -> None:
+    stub = Stub(reply={"choices": []})
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    target = Target("Do you dream?", CONTROL_IDS)
+    asked = target.chat(stop=stop, tools=tools, tool_choice=choice, stream=True)
+    answer = call(Guard(stub, store, lambda *_: None), asked)
+    assert (answer.status, len(stub.seen)) == ((200, 1) if choice == "none" else (400, 0))
+
+
 def test_a_websocket_is_closed(store: PolicyStore) -> None:
     import asyncio
 
