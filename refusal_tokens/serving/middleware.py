@@ -7,12 +7,12 @@ does. It runs before the server's own authentication, which still applies to wha
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from refusal_tokens.errors import InputError
 from refusal_tokens.serving.metrics import decision_counter
-from refusal_tokens.serving.policies import PolicyStore, server_store
+from refusal_tokens.serving.policies import POLICY_KEY, PolicyStore, server_store
 from refusal_tokens.serving.replies import END, Record, ReplyFilter, dump
 from refusal_tokens.serving.requests import (
     CHAT,
@@ -67,14 +67,26 @@ class Guard:
         if (method, path) not in ROUTES or scope.get("root_path"):
             await _refuse(send, 404, f"{method} {path}: this server has {_routes()}")
             return
-        headers = [(name, value) for name, value in scope["headers"] if name in HEADERS]
+        asked = scope["headers"]
+        headers = [(name, value) for name, value in asked if name in HEADERS]
         scope = {**scope, "query_string": b"", "headers": headers}
         if path == CHAT:
-            await self._chat(scope, receive, send)
+            await self._chat(scope, asked, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    async def _chat(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def _chat(
+        self,
+        scope: MutableMapping[str, Any],
+        asked: Iterable[tuple[bytes, bytes]],
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        kind = dict(asked).get(b"content-type", b"").decode("latin-1")
+        if kind.partition(";")[0].strip().lower() != "application/json":
+            # Browsers let any web page send other types to this address without asking first.
+            await _refuse(send, 415, f"content-type: found {kind!r}; allowed: application/json")
+            return
         body = await _read(receive)
         if body is None:
             await _refuse(send, 413, f"the request body is longer than {MAX_BODY_BYTES} bytes")
@@ -102,8 +114,9 @@ class Guard:
         wants = bool(arguments.pop(PROBABILITIES_KEY, False))
         setting = self._store.resolve(arguments)
         data["return_token_ids"] = True
-        if arguments:
-            data["vllm_xargs"] = arguments
+        # Named even where the client named none: a reload may bring another default before the
+        # engine looks, and the reply says this one.
+        data["vllm_xargs"] = {**arguments, POLICY_KEY: setting.name}
         if wants:
             data |= {
                 "logprobs": True,
@@ -158,16 +171,16 @@ class _Rewriter:
 
 async def _read(receive: Receive) -> bytes | None:
     """Return the request body; None if it is too long."""
-    body: bytes = b""
+    body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return body
-        body += bytes(message.get("body", b""))
+            return bytes(body)
+        body += message.get("body", b"")
         if len(body) > MAX_BODY_BYTES:
             return None
         if not message.get("more_body"):
-            return body
+            return bytes(body)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

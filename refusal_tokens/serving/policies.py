@@ -168,7 +168,10 @@ class PolicyStore:
             return
         self._state = state
         try:
-            self.policies, self.default = self._load()
+            policies, default = self._load()
+            if self.default not in policies:
+                raise InputError(f"the default policy {self.default!r} is gone")
+            self.policies, self.default = policies, default
         except InputError as error:
             logger.error("policies not reloaded, the old ones stay: %s", error)
         else:

@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 from vllm.renderers.chat_utils import parse_chat_messages
-from vllm.renderers.hf import HfRenderer, resolve_chat_template_content_format
+from vllm.renderers.hf import HfRenderer
 from vllm.renderers.inputs.preprocess import parse_dec_only_prompt
 from vllm.utils.async_utils import make_async
 
@@ -40,13 +40,9 @@ class RefusalTokensRenderer(HfRenderer):  # type: ignore[misc]
         conversation, media, _ = parse_chat_messages(
             messages,
             self.model_config,
-            content_format=resolve_chat_template_content_format(
-                chat_template=None,
-                tools=tools,
-                given_format=params.chat_template_content_format,
-                tokenizer=self.get_tokenizer(),
-                model_config=self.model_config,
-            ),
+            # Joined here, as in training: a template that joins the parts could make one special
+            # token of two texts that spell none.
+            content_format="string",
         )
         if media:
             faults.append("only text messages are served")

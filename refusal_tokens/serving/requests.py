@@ -31,6 +31,10 @@ ROUTES = frozenset(
 )
 MAX_BODY_BYTES = 4 * 2**20
 MAX_DEPTH = 32
+# Each fault costs a search for the nearest name, and a body can hold half a million of them.
+MAX_FAULTS = 10
+# The taxonomy's categories are fewer.
+MAX_ARGUMENTS = 100
 PROBABILITIES_KEY = "rt_probabilities"
 ROLES = ("system", "user", "assistant", "tool")
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
@@ -91,13 +95,16 @@ def checked(data: Mapping[str, Any], control_ids: frozenset[int]) -> dict[str, A
         control_ids: ids of the control tokens.
 
     Raises:
-        InputError: naming every field that is unknown, not allowed or of the wrong form.
+        InputError: naming the fields that are unknown, not allowed or of the wrong form,
+            ``MAX_FAULTS`` at most.
     """
     faults = []
     kept = {key: value for key, value in data.items() if value is not None}
     for key, value in kept.items():
+        if len(faults) == MAX_FAULTS:
+            break
         if key not in FIELDS:
-            faults.append(unknown("field", key, FIELDS))
+            faults.append(unknown("field", key[:80], FIELDS))
         elif fault := FIELDS[key](value):
             faults.append(f"{key}: {fault}")
     if "messages" not in kept:
@@ -118,6 +125,10 @@ def _together_faults(data: Mapping[str, Any], control_ids: frozenset[int]) -> li
     touched = sorted(control_ids.intersection(int(key) for key in data.get("logit_bias", ())))
     if touched:
         faults.append(f"logit_bias: names control token {touched[0]}; use vllm_xargs rt_bias_...")
+    if data.get("stop") and data.get("tools") and data.get("tool_choice") != "none":
+        # Tool parsers see special tokens: stop strings would act on the control token's spelling,
+        # and in a stream hold it back until it can no longer be told from the text.
+        faults.append("stop: not together with tools that may be called")
     if data.get("vllm_xargs", {}).get(PROBABILITIES_KEY) and data.get("logprobs"):
         faults.append(f"{PROBABILITIES_KEY}: not together with logprobs; ask for one of the two")
     return faults
@@ -160,7 +171,9 @@ def _logit_bias(value: Any) -> str | None:
         return f"found {type(value).__name__}; allowed: an object of token ids and numbers"
     for key, bias in value.items():
         if not _TOKEN_ID.fullmatch(key) or not is_number(bias) or abs(bias) > 100:
-            return f"found {key!r}: {bias!r:.40}; allowed: a token id and a number, -100 to 100"
+            return (
+                f"found {key[:80]!r}: {bias!r:.40}; allowed: a token id and a number, -100 to 100"
+            )
     return None
 
 
@@ -170,7 +183,11 @@ def _xargs(value: Any) -> str | None:
     named = (POLICY_KEY, PROBABILITIES_KEY)
     foreign = [key for key in value if key not in named and not key.startswith(BIAS_PREFIX)]
     if foreign:
-        return unknown("argument", foreign[0], (*named, f"{BIAS_PREFIX}CATEGORY"))
+        return unknown("argument", foreign[0][:80], (*named, f"{BIAS_PREFIX}CATEGORY"))
+    if len(value) > MAX_ARGUMENTS:
+        return f"found {len(value)} arguments; allowed: {MAX_ARGUMENTS}"
+    if long := [key for key in value if len(key) > 80]:
+        return f"found {long[0][:80]!r}...; allowed: names of up to 80 characters"
     found = value.get(PROBABILITIES_KEY, False)
     return (
         None if found in (0, 1) else f"{PROBABILITIES_KEY}: found {found!r}; allowed: true, false"
@@ -183,7 +200,7 @@ def _object_of(allowed: Mapping[str, Check], required: tuple[str, ...] = ()) -> 
             return f"found {type(value).__name__}; allowed: an object"
         for key, item in value.items():
             if key not in allowed:
-                return unknown("key", key, allowed)
+                return unknown("key", key[:80], allowed)
             fault = allowed[key](item) if item is not None else None
             if fault:
                 return f"{key}: {fault}"
@@ -210,6 +227,19 @@ def _list_of(check_item: Check, longest: int) -> Check:
     return check
 
 
+def _arguments(value: Any) -> str | None:
+    """Check what vLLM parses once more, and guards only against text that is not JSON at all."""
+    if not isinstance(value, str):
+        return f"found {value!r:.80}; allowed: a text"
+    try:
+        fault = _plain_fault(json.loads(value), 0)
+    except json.JSONDecodeError:
+        return None
+    except (ValueError, RecursionError) as error:
+        fault = f"cannot be read: {error}"
+    return fault and f"the JSON in it {fault}"
+
+
 _TEXT = _of(str, "a text")
 _FLAG = _of(bool, "true or false")
 _NAME = _of(str, "a name")
@@ -219,7 +249,7 @@ _CALL = _object_of(
         "id": _TEXT,
         "type": _one_of("function"),
         "index": _whole(0, 10_000),
-        "function": _object_of({"name": _NAME, "arguments": _TEXT}, ("name", "arguments")),
+        "function": _object_of({"name": _NAME, "arguments": _arguments}, ("name", "arguments")),
     },
     ("id", "function"),
 )

@@ -52,6 +52,12 @@ def test_options_that_serve_sets_are_refused(name: str, tiny_run: Path) -> None:
             Server(tiny_run, options=word).command()
 
 
+@pytest.mark.parametrize("word", ["--middlew x", "--chat-templ=x", "--return_tokens_as x"])
+def test_beginnings_of_such_options_are_refused(word: str, tiny_run: Path) -> None:
+    with pytest.raises(InputError, match="is set by serve"):
+        Server(tiny_run, options=word).command()
+
+
 def test_a_dry_run_prints_what_would_run(
     tiny_run: Path, tmp_path: Path, vllm_there: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

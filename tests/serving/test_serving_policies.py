@@ -134,3 +134,29 @@ def test_reload_keeps_the_old_policies_when_a_file_breaks(
     assert bias_of(store, rt_policy="lax") == [-2.0, 0, 0, 0, 0]
     save_policy(store.paths[0] / "third.json", Policy(bias={"incomplete": 1.0}))
     assert bias_of(store, rt_policy="third") == [0, 1.0, 0, 0, 0]
+
+
+def test_a_default_that_is_gone_is_not_replaced(
+    store: PolicyStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # As while an editor saves: the one file that is left, the lax one, is not the default.
+    monkeypatch.setattr(policies, "SECONDS_BETWEEN_LOOKS", 0.0)
+    (store.paths[0] / "default.json").unlink()
+    assert store.resolve({}).name == "default"
+    assert bias_of(store) == [1.0, 0, 0, 0, 0]
+    assert "the default policy 'default' is gone" in caplog.text
+    save_policy(store.paths[0] / "default.json", Policy(bias={"safety": 2.0}))
+    assert bias_of(store) == [2.0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"seed": ' + "9" * 5_000 + "}"])
+def test_files_beyond_what_python_reads_leave_the_old_policies(
+    text: str,
+    store: PolicyStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(policies, "SECONDS_BETWEEN_LOOKS", 0.0)
+    (store.paths[0] / "lax.json").write_text(text)
+    assert bias_of(store, rt_policy="lax") == [-5.0, 0, 0, 0, 0]
+    assert "not JSON that can be read" in caplog.text

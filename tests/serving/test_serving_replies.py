@@ -84,7 +84,7 @@ def test_probabilities_come_when_asked_for(store: PolicyStore) -> None:
     assert found["logprobs"] is None
     asked = stub.seen[0][1]
     assert asked["logprob_token_ids"] == list(CONTROL_IDS)
-    assert "vllm_xargs" not in asked
+    assert asked["vllm_xargs"] == {"rt_policy": "default"}
 
 
 def test_log_probabilities_are_those_of_the_text(store: PolicyStore) -> None:
@@ -191,3 +191,15 @@ def test_refusals_name_the_fault(store: PolicyStore) -> None:
     assert "top_k: found '5'; allowed: a whole number" in answer.error
     app = Guard(Stub(), store, lambda *_: None)
     assert "this server has GET /health" in call(app, Attempt(b"", path="/v1/completions")).error
+
+
+def test_the_engine_is_told_the_policy_that_the_reply_names(
+    store: PolicyStore,
+) -> None:
+    # Else a reload between the two could put the request under another default.
+    stub = Stub(reply={"choices": [choice(0, SAFETY)]})
+    answer, _ = ask(store, stub)
+    assert stub.seen[0][1]["vllm_xargs"] == {"rt_policy": "default"}
+    assert answer.data["choices"][0]["refusal_tokens"]["policy"] == "default"
+    ask(store, stub, vllm_xargs={"rt_bias_safety": 1})
+    assert stub.seen[1][1]["vllm_xargs"] == {"rt_bias_safety": 1, "rt_policy": "default"}
