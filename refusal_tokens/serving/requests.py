@@ -98,7 +98,7 @@ def checked(data: Mapping[str, Any], control_ids: frozenset[int]) -> dict[str, A
         InputError: naming the fields that are unknown, not allowed or of the wrong form,
             ``MAX_FAULTS`` at most.
     """
-    faults = []
+    faults: list[str] = []
     kept = {key: value for key, value in data.items() if value is not None}
     for key, value in kept.items():
         if len(faults) == MAX_FAULTS:
