@@ -58,9 +58,7 @@ class Endpoint:
         try:
             import httpx
         except ImportError:
-            raise InputError(
-                "the LLM judge needs httpx: pip install 'refusal-tokens[judge]'"
-            ) from None
+            raise InputError("the LLM judge needs httpx: pip install 'httpx>=0.27'") from None
         if not url.startswith(("http://", "https://")):
             raise InputError(f"endpoint {url!r}: allowed: an http:// or https:// address")
         self._url = url.rstrip("/") + "/chat/completions"

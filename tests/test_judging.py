@@ -275,4 +275,4 @@ def test_a_missing_client_says_how_to_get_it(
     monkeypatch.setitem(__import__("sys").modules, "httpx", None)
     arguments = ["--endpoint", "http://127.0.0.1:9", "--model", "m", "--cache", "c"]
     assert main(["judge", "--labels", str(LABELS), "--judge", "llm", *arguments]) == 2
-    assert "pip install 'refusal-tokens[judge]'" in capsys.readouterr().err
+    assert "pip install 'httpx>=0.27'" in capsys.readouterr().err
