@@ -154,7 +154,7 @@ def check_vllm() -> None:
     if NAME not in names:
         raise InputError(
             "vLLM does not see this package's plugin; install the package in vLLM's environment "
-            "(pip install FOLDER, the folder that holds its pyproject.toml); the code alone is not enough"
+            "(pip install FOLDER, the one with its pyproject.toml); a copied folder is not enough"
         )
 
 
