@@ -38,7 +38,11 @@ from refusal_tokens.serving.launch import Server, running
 from refusal_tokens.serving.requests import CHAT
 
 ROOT = Path(__file__).resolve().parent.parent
-OPTIONS = "--max-model-len 1024 --enforce-eager --max-num-seqs 64 --dtype bfloat16"
+# Two servers share the memory, of the machine or of the GPU.
+OPTIONS = (
+    "--max-model-len 1024 --enforce-eager --max-num-seqs 64 --dtype bfloat16 "
+    "--gpu-memory-utilization 0.2"
+)
 CONCURRENT = 64
 # Spacing of bfloat16 numbers between 16 and 32, where the control logits lie.
 ROUNDING = 0.125
