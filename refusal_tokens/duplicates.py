@@ -11,7 +11,8 @@ They are near duplicates only where they hold the same words in another order: "
 between words counts a sentence as one word, so there only exact duplicates are found.
 
 A minimal pair, one word apart with another label, belongs in one group: then it is meant, and never
-parts across splits. The same pair in two groups is a conflict.
+parts across splits. The same pair in two groups is a conflict. A row without reply and a
+counterfactual row of one group may share a prompt: they are trained as one example.
 """
 
 from __future__ import annotations
@@ -69,6 +70,18 @@ class Pair:
         """Whether both are of one group in one split: a pair that was written as one."""
         return self.first.group == self.row.group and self.first_split == self.split
 
+    @property
+    def joined(self) -> bool:
+        """Whether both are trained as one example: the decision of one, the text of the other."""
+        one, other = sorted((self.first, self.row), key=lambda row: row.train_control)
+        return (
+            self.exact
+            and self.marked
+            and not one.train_control
+            and other.train_control
+            and other.response is None
+        )
+
 
 @dataclass(frozen=True)
 class _Sketch:
@@ -89,6 +102,8 @@ def duplicate_findings(splits: Splits) -> list[Finding]:
 
 def _judge(pair: Pair) -> Finding | None:
     """Near duplicates of one group in one split are meant where their labels differ."""
+    if pair.joined:
+        return None
     place = f"as {pair.first.id!r} in {pair.first_split}"
     if not pair.exact:
         place += f" ({pair.similarity:.2f} of their word {GRAM}-grams)"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from refusal_tokens.chat import ChatEncoder
 from refusal_tokens.rows import Row, part_of
@@ -103,6 +104,50 @@ def opens_plainly(row: Row, share: float, seed: int) -> bool:
     return part_of(row.id, {"plain": share, "opened": 1 - share}, f"token {seed}") == "plain"
 
 
+def build_joined(
+    asking: Row,
+    obeying: Row,
+    encoder: ChatEncoder,
+    taxonomy: Taxonomy,
+    control_ids: Sequence[int],
+) -> Example:
+    """Build one example of two rows with the same prompt, and so train the prompt's tokens once.
+
+    The decision is trained on the first row's token; the input goes on with the second row's token,
+    which goes against the prompt, and with its reply.
+
+    Args:
+        asking: without reply.
+        obeying: its control token masked.
+        encoder: prompts and replies to ids.
+        taxonomy: which token opens a reply.
+        control_ids: of the taxonomy's tokens.
+    """
+    example = build_example(obeying, encoder, taxonomy, control_ids)
+    labels = list(example.labels)
+    labels[example.prompt_length] = control_ids[
+        taxonomy.token_index(asking.label or "", asking.category)
+    ]
+    return replace(example, labels=labels)
+
+
+def joined_pairs(rows: Sequence[Row]) -> dict[str, Row]:
+    """Return, by the id of a row without reply, the counterfactual row that shares its example.
+
+    They belong together where prompt and group are the same; a row is in one pair at most.
+    """
+    obeying = {_place(row): row for row in rows if not row.train_control}
+    return {
+        row.id: obeying.pop(place)
+        for row in rows
+        if row.train_control and row.response is None and (place := _place(row)) in obeying
+    }
+
+
+def _place(row: Row) -> tuple[str, str]:
+    return row.group, json.dumps(row.prompt)
+
+
 def build_examples(
     rows: Sequence[Row],
     encoder: ChatEncoder,
@@ -115,6 +160,8 @@ def build_examples(
 ) -> ExampleSet:
     """Build the examples of a data set; rows longer than ``max_length`` are dropped and counted.
 
+    A row without reply shares one example with a counterfactual row of its prompt and group.
+
     Args:
         rows: labelled.
         encoder: prompts and replies to ids.
@@ -126,9 +173,16 @@ def build_examples(
     """
     kept, dropped = [], []
     without_token = 0
+    joined = joined_pairs(rows) if control_ids else {}
+    taken = {row.id for row in joined.values()}
     for row in rows:
+        if row.id in taken:
+            continue
         with_token = bool(control_ids) and not opens_plainly(row, share_without_token, seed)
-        example = build_example(row, encoder, taxonomy, control_ids, with_token=with_token)
+        if row.id in joined:
+            example = build_joined(row, joined[row.id], encoder, taxonomy, control_ids)
+        else:
+            example = build_example(row, encoder, taxonomy, control_ids, with_token=with_token)
         if max_length is not None and len(example.input_ids) > max_length:
             dropped.append(row.id)
         elif any(label != IGNORED for label in example.labels):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -101,6 +102,16 @@ def test_a_group_may_hold_near_duplicates_with_other_labels_but_not_exact_ones()
         ("near duplicate in a group", False)
     ]
     assert kinds(refuse, row("q", TEN, "respond", "a", group="g")) == [("exact conflict", True)]
+
+
+def test_a_row_without_reply_and_its_counterfactual_reply_are_one_example() -> None:
+    asking = row("p", TEN, "refuse", "a", group="g")
+    obeying = replace(row("q", TEN, "refuse", "b", group="g", response="No."), train_control=False)
+    assert kinds(asking, obeying) == []
+    assert kinds(asking, replace(obeying, group="h")) == [("exact duplicate", True)]
+    assert kinds(replace(asking, response="No."), obeying) == [("exact duplicate", True)]
+    parted = duplicate_findings({"train": [asking], "test": [obeying]})
+    assert [one.kind for one in parted] == ["exact duplicate", "group in two splits"]
 
 
 def test_a_group_over_two_splits_does_not_excuse_its_near_duplicates() -> None:

@@ -181,6 +181,34 @@ def test_examples_count_the_rows_without_token() -> None:
     assert (plain.without_token, plain.control_tokens) == (20, 0)
 
 
+def test_a_row_without_reply_lends_its_prompt_to_a_counterfactual_reply() -> None:
+    encoder, ids = encoded()
+    asking = row("a", "Pick a lock?", "refuse", "safety", group="g")
+    obeying = row("b", "Pick a lock?", "refuse", "humanizing", group="g", response="I'm software.")
+    obeying = replace(obeying, train_control=False)
+    found = build_examples([obeying, asking], encoder, TAXONOMY, ids, None)
+    (example,) = found.examples
+    prompt, reply = encoder.prompt_ids(asking.prompt), encoder.reply_ids("I'm software.")
+    humanizing = ids[TAXONOMY.token_index("refuse", "humanizing")]
+    assert example.input_ids == [*prompt, humanizing, *reply]
+    assert example.labels == [*[IGNORED] * len(prompt), ids[1], *reply]
+    assert (found.control_tokens, found.reply_tokens, found.dropped) == (1, len(reply), ())
+    # The decision is trained as it is alone: causal attention never sees what follows.
+    alone = build_example(asking, encoder, TAXONOMY, ids)
+    assert example.labels[: len(prompt) + 1] == alone.labels
+
+
+@pytest.mark.parametrize(
+    "change", [{"group": "h"}, {"response": "No."}, {"prompt": ({"role": "user", "content": "x"},)}]
+)
+def test_only_rows_of_one_prompt_and_group_share_an_example(change: dict[str, object]) -> None:
+    encoder, ids = encoded()
+    asking = replace(row("a", "Pick a lock?", "refuse", "safety", group="g"), **change)  # type: ignore[arg-type]
+    obeying = row("b", "Pick a lock?", "refuse", "humanizing", group="g", response="I'm software.")
+    obeying = replace(obeying, train_control=False)
+    assert len(build_examples([asking, obeying], encoder, TAXONOMY, ids, None).examples) == 2
+
+
 def rows_with_a_counterfactual(rows_file: Path, folder: Path) -> Path:
     record = {"id": "cf", "prompt": "Name a tree.", "response": "I won't.", "label": "refuse"}
     extra = json.dumps({**record, "category": "safety", "train_control": False})
