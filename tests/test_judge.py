@@ -174,8 +174,8 @@ def test_long_repetition_is_judged_quickly(expected):
 
 
 # Measured on the test rows when the patterns were fixed (they were tuned on the training rows
-# alone): recall 0.93, 0.87, 0.86, 0.94 and 0.90 in this order, and false refusals of 0.012, 0.083,
-# 0.062, 0.022 and 0.015. The bounds leave room for rows that are added later.
+# alone): recall 0.95, 0.90, 0.85, 0.96 and 0.94 in this order, and false refusals of 0.021, 0.083,
+# 0.045, 0.019 and 0.021. The bounds leave room for rows that are added later.
 RECALL = {
     "safety": 0.88,
     "incomplete": 0.82,
