@@ -4,9 +4,9 @@
     python benchmarks/ablation.py --only control-share-mean smoothing-0.1 --write-docs
 
 Screens every variant with one seed on a fixed number of steps, then repeats the default and the
-four variants that moved most with three seeds. Each run is profiled on the recipe's calibration and
-test rows and on each file of ``--data``, and each control token is forced on a small sample of test
-prompts, to see whether the text obeys. Planned for about four hours on two CPU cores, or some
+four variants that moved most with three seeds. Each run is profiled on the recipe's test rows
+and on each file of ``--data``, and each control token is forced on a small sample of test prompts, to
+see whether the text obeys. Planned for about four hours on two CPU cores, or some
 minutes on a GPU.
 
 A run that is finished is not run again, and one that was killed goes on from its last saved step:
@@ -189,7 +189,7 @@ def _labelled(path: str, folder: Path) -> Any:
 
 
 def _measure(folder: Path, rows: Mapping[str, Any], budget: Budget) -> tuple[Any, Any]:
-    """Profile every set of rows but the training rows, and force tokens on the test rows."""
+    """Profile the test rows and the further files, and force tokens on the test rows."""
     from refusal_tokens.base_model import fast_dtype
     from refusal_tokens.checkpoint import load_checkpoint
     from refusal_tokens.prefill import profile_rows
@@ -198,7 +198,7 @@ def _measure(folder: Path, rows: Mapping[str, Any], budget: Budget) -> tuple[Any
 
     checkpoint = load_checkpoint(folder / "model", dtype=fast_dtype())
     measures = {}
-    for name in (name for name in rows if name != "train"):
+    for name in (name for name in rows if name not in ("train", "calibration")):
         profile = profile_rows(checkpoint, rows[name])
         write_profile(folder / f"{name}.parquet", profile)
         measures |= {

@@ -122,7 +122,7 @@ def test_a_tiny_ablation_runs_writes_its_table_and_resumes(
     own = {r["measure"]: r for r in records if r["variant"] == "smoothing-0.1"}
     # Each refusal token on three prompts.
     assert own["text: refusal after a refusal token"]["n"] == "15"
-    assert own["test: AUC"]["n"] == own["calibration: AUC"]["n"] == "12"
+    assert own["test: AUC"]["n"] == "12"
     assert own["test: AUC"]["interval over"] == "prompts and seeds"
     assert (output / "page" / "index.html").is_file()
     assert not list(output.glob("*/model"))
