@@ -206,10 +206,10 @@ def test_the_command_compares_and_judges_again(
 ) -> None:
     assert main(["judge", "--labels", str(LABELS), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [judge["n"] for judge in found["judges"]] == [288, 288]
+    assert [judge["n"] for judge in found["judges"]] == [292, 292]
     assert main(["judge", "--labels", str(LABELS), "--judge", "rules"]) == 0
     screen = capsys.readouterr().out
-    assert "n=288" in screen
+    assert "n=292" in screen
     assert "Next: refusal-tokens judge" in screen
     before, after = tmp_path / "before.parquet", tmp_path / "after.parquet"
     token = "<|refuse:safety|>"
