@@ -50,6 +50,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "default": (),
     "no-counterfactual-rows": (f"{OPTION}counterfactual_rows=false",),
     "control-share-mean": (f"{OPTION}control_share=null",),
+    "control-share-0.5": (f"{OPTION}control_share=0.5",),
     "control-share-0.9": (f"{OPTION}control_share=0.9",),
     "only-rows-with-reply": (f"{OPTION}rows_without_reply=false",),
     "start-mean": (f"{OPTION}row_start=mean",),
@@ -60,7 +61,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "rank-4": ("peft_config.r=4", "peft_config.lora_alpha=8"),
     "full": (
         "peft_config=null",
-        "learning_rate=1.0e-4",
+        "learning_rate=1.5e-4",
         "model_init_kwargs.dtype=float32",
         "bf16=true",
     ),
