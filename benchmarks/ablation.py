@@ -4,10 +4,9 @@
     python benchmarks/ablation.py --only control-share-mean smoothing-0.1 --write-docs
 
 Screens every variant with one seed on a fixed number of steps, then repeats the default and the
-four variants that moved most with three seeds. Each run is profiled on the recipe's test rows
-and on each file of ``--data``, and each control token is forced on a small sample of test prompts, to
-see whether the text obeys. Planned for about four hours on two CPU cores, or some
-minutes on a GPU.
+four variants that moved most with three seeds. Each run is profiled on the recipe's test rows and
+on each file of ``--data``, and each control token is forced on a small sample of test prompts, to
+see whether the text obeys. Planned for about four hours on two CPU cores, or some minutes on a GPU.
 
 A run that is finished is not run again, and one that was killed goes on from its last saved step:
 start the same command again. Results: ``table.md``, ``table.csv``, every profile, and a page of the
