@@ -44,7 +44,12 @@ class Target:
             "max_tokens": 4,
             "temperature": 0,
         }
-        return {**base, **self.extra, **fields}
+        whole = {**base, **self.extra, **fields}
+        extra, xargs = self.extra.get("vllm_xargs", {}), fields.get("vllm_xargs")
+        if isinstance(xargs, dict):
+            # Beside the policy under attack: another policy's own bounds may allow them.
+            whole["vllm_xargs"] = {**extra, **xargs}
+        return whole
 
     def chat(self, **fields: Any) -> Attempt:
         return Attempt(json.dumps(self.body(**fields)).encode())
