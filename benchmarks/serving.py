@@ -44,7 +44,7 @@ OPTIONS = (
     "--gpu-memory-utilization 0.2"
 )
 CONCURRENT = 64
-# Spacing of bfloat16 numbers between 16 and 32, where the control logits lie.
+# By how much bfloat16 rounds a number between 32 and 64, where the control logits lie.
 ROUNDING = 0.125
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -145,7 +144,7 @@ def joined_pairs(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def _place(row: Row) -> tuple[str, str]:
-    return row.group, json.dumps(row.prompt)
+    return row.group, row.prompt_sha256
 
 
 def build_examples(
@@ -179,17 +178,19 @@ def build_examples(
         if row.id in taken:
             continue
         with_token = bool(control_ids) and not opens_plainly(row, share_without_token, seed)
+        ids = [row.id]
         if row.id in joined:
             example = build_joined(row, joined[row.id], encoder, taxonomy, control_ids)
+            ids.append(joined[row.id].id)
         else:
             example = build_example(row, encoder, taxonomy, control_ids, with_token=with_token)
         if max_length is not None and len(example.input_ids) > max_length:
-            dropped.append(row.id)
+            dropped += ids
         elif any(label != IGNORED for label in example.labels):
             kept.append(example)
             without_token += not with_token
         else:
-            dropped.append(row.id)
+            dropped += ids
     controls = set(control_ids)
     labels = [label for example in kept for label in example.labels if label != IGNORED]
     n_control = sum(label in controls for label in labels)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -193,6 +194,7 @@ def test_a_row_without_reply_lends_its_prompt_to_a_counterfactual_reply() -> Non
     assert example.input_ids == [*prompt, humanizing, *reply]
     assert example.labels == [*[IGNORED] * len(prompt), ids[1], *reply]
     assert (found.control_tokens, found.reply_tokens, found.dropped) == (1, len(reply), ())
+    assert build_examples([obeying, asking], encoder, TAXONOMY, ids, 3).dropped == ("a", "b")
     # The decision is trained as it is alone: causal attention never sees what follows.
     alone = build_example(asking, encoder, TAXONOMY, ids)
     assert example.labels[: len(prompt) + 1] == alone.labels
@@ -201,9 +203,9 @@ def test_a_row_without_reply_lends_its_prompt_to_a_counterfactual_reply() -> Non
 @pytest.mark.parametrize(
     "change", [{"group": "h"}, {"response": "No."}, {"prompt": ({"role": "user", "content": "x"},)}]
 )
-def test_only_rows_of_one_prompt_and_group_share_an_example(change: dict[str, object]) -> None:
+def test_only_rows_of_one_prompt_and_group_share_an_example(change: dict[str, Any]) -> None:
     encoder, ids = encoded()
-    asking = replace(row("a", "Pick a lock?", "refuse", "safety", group="g"), **change)  # type: ignore[arg-type]
+    asking = replace(row("a", "Pick a lock?", "refuse", "safety", group="g"), **change)
     obeying = row("b", "Pick a lock?", "refuse", "humanizing", group="g", response="I'm software.")
     obeying = replace(obeying, train_control=False)
     assert len(build_examples([asking, obeying], encoder, TAXONOMY, ids, None).examples) == 2

@@ -59,7 +59,7 @@ POLICIES = {
         | {KNOBS[-1]: Bounds(locked=True)},
     ),
 }
-# Where the control logits lie, bfloat16 numbers are this far apart.
+# By how much bfloat16 rounds a number between 32 and 64, where the control logits lie.
 ROUNDING = 0.125
 
 
