@@ -1,6 +1,6 @@
 """What the vLLM plugin costs, and whether it decides as transformers does.
 
-    python benchmarks/serving.py decisions  [--prompts 300]
+    python benchmarks/serving.py decisions  [--prompts 300] [--dtype float32]
     python benchmarks/serving.py throughput [--rounds 5] [--requests 256]
     python benchmarks/serving.py latency    [--requests 200]
     python benchmarks/serving.py soak       [--requests 20000]
@@ -40,12 +40,12 @@ from refusal_tokens.serving.requests import CHAT
 ROOT = Path(__file__).resolve().parent.parent
 # Two servers share the memory, of the machine or of the GPU.
 OPTIONS = (
-    "--max-model-len 1024 --enforce-eager --max-num-seqs 64 --dtype bfloat16 "
-    "--gpu-memory-utilization 0.2"
+    "--max-model-len 1024 --enforce-eager --max-num-seqs 64 --gpu-memory-utilization 0.2 "
+    "--dtype {dtype}"
 )
 CONCURRENT = 64
-# By how much bfloat16 rounds a number between 32 and 64, where the control logits lie.
-ROUNDING = 0.125
+# By how much a number between 32 and 64 is rounded, where the control logits lie.
+ROUNDING = {"bfloat16": 2.0**-3, "float32": 2.0**-19}
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,14 @@ def policies_of(knobs: Sequence[str]) -> dict[str, Policy]:
 
 
 @contextmanager
-def served(checkpoint: Path, port: int, plain: bool = False) -> Iterator[Bench]:
+def served(
+    checkpoint: Path, port: int, plain: bool = False, dtype: str = "bfloat16"
+) -> Iterator[Bench]:
     """Start a server with the plugin, or the same without it."""
     with tempfile.TemporaryDirectory() as folder:
         for name, policy in policies_of(load_info(checkpoint).taxonomy.knobs).items():
             save_policy(Path(folder) / f"{name}.json", policy)
-        server = Server(checkpoint, [Path(folder)], port=port, options=OPTIONS)
+        server = Server(checkpoint, [Path(folder)], port=port, options=OPTIONS.format(dtype=dtype))
         command, environment = server.command(), server.environment()
         if plain:
             first, last = command.index("--tokenizer-mode"), command.index("--max-model-len")
@@ -119,9 +121,11 @@ def sample(count: int, seed: int = 0) -> list[Row]:
     return random.Random(seed).sample(list(rows), count)
 
 
-def expected(checkpoint: Path, rows: Sequence[Row]) -> tuple[np.ndarray, Any]:
+def expected(
+    checkpoint: Path, rows: Sequence[Row], dtype: str = "bfloat16"
+) -> tuple[np.ndarray, Any]:
     """Return the control logits by transformers, (rows, 1 + categories), and the taxonomy."""
-    loaded = load_checkpoint(checkpoint, dtype="bfloat16", device="cpu")
+    loaded = load_checkpoint(checkpoint, dtype=dtype, device="cpu")
     profile = profile_rows(loaded, rows)
     return profile.control_logits.astype(np.float64), loaded.info.taxonomy
 
@@ -133,9 +137,9 @@ def category_of(reply: Any) -> str | None:
 
 
 def decisions(checkpoint: Path, options: argparse.Namespace) -> None:
-    """Compare vLLM's decisions with transformers', greedy, bfloat16."""
+    """Compare vLLM's decisions with transformers', greedy, in one dtype."""
     rows = sample(options.prompts)
-    logits, taxonomy = expected(checkpoint, rows)
+    logits, taxonomy = expected(checkpoint, rows, options.dtype)
     policies = dict(list(policies_of(taxonomy.knobs).items())[:6])
 
     async def ask(client: httpx.AsyncClient, job: Any) -> str | None:
@@ -145,8 +149,9 @@ def decisions(checkpoint: Path, options: argparse.Namespace) -> None:
         return category_of(answer.json())
 
     jobs = [(row, name) for name in policies for row in rows]
-    with served(checkpoint, 8211) as bench:
+    with served(checkpoint, 8211, dtype=options.dtype) as bench:
         found = asyncio.run(each(jobs, ask))
+    near = 4 * ROUNDING[options.dtype]
     wrong, far = 0, 0
     for index, (name, policy) in enumerate(policies.items()):
         setting = policy.knobs(taxonomy)
@@ -154,7 +159,7 @@ def decisions(checkpoint: Path, options: argparse.Namespace) -> None:
         got = found[index * len(rows) : (index + 1) * len(rows)]
         differ = [i for i, (a, b) in enumerate(zip(wanted, got, strict=True)) if a != b]
         gaps = [distance(logits[i], setting) for i in differ]
-        wrong, far = wrong + len(differ), far + sum(gap > 4 * ROUNDING for gap in gaps)
+        wrong, far = wrong + len(differ), far + sum(gap > near for gap in gaps)
         shown = ", ".join(f"{gap:.2f}" for gap in gaps)
         print(
             f"{name:<10} equal {len(rows) - len(differ)} of {len(rows)}; nats from a tie: {shown}"
@@ -320,7 +325,7 @@ def judged(answer: Any, logits: np.ndarray, setting: Any, name: str, taxonomy: A
         return "wrong policy"
     if found["refusal_tokens"]["category"] == wanted:
         return "right"
-    return "near a tie" if distance(logits, setting) <= 4 * ROUNDING else "wrong decision"
+    return "near a tie" if distance(logits, setting) <= 4 * ROUNDING["bfloat16"] else "wrong decision"
 
 
 def resident(pid: int) -> float:
@@ -344,6 +349,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", choices=list(ROUNDING), default="bfloat16", help="of decisions")
     options = parser.parse_args()
     measure = {"decisions": decisions, "throughput": throughput, "latency": latency, "soak": soak}
     measure[options.what](Path(options.checkpoint), options)
