@@ -57,11 +57,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "near-misses-0.25": (f"{OPTION}contrast_share=0.25",),
     "smoothing-0.1": (f"{OPTION}control_smoothing=0.1",),
     "without-token-0.1": (f"{OPTION}share_without_token=0.1",),
-    "attention-too": ("peft_config.exclude_modules=null",),
     "rank-4": ("peft_config.r=4", "peft_config.lora_alpha=8"),
+    "feed-forward-only": ("peft_config.exclude_modules=[q_proj, k_proj, v_proj, o_proj]",),
     "full": (
         "peft_config=null",
-        "learning_rate=2.0e-4",
+        "learning_rate=1.5e-4",
         "model_init_kwargs.dtype=float32",
         "bf16=true",
     ),

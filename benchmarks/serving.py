@@ -3,7 +3,7 @@
     python benchmarks/serving.py decisions  [--prompts 300] [--dtype float32]
     python benchmarks/serving.py throughput [--rounds 5] [--requests 256]
     python benchmarks/serving.py latency    [--requests 200]
-    python benchmarks/serving.py soak       [--requests 20000]
+    python benchmarks/serving.py soak       [--requests 20000] [--plain]
 
 Runs in vLLM's environment with this package installed, and starts the servers itself.
 """
@@ -287,8 +287,12 @@ def soak(checkpoint: Path, options: argparse.Namespace) -> None:
 
     async def ask(client: httpx.AsyncClient, job: Any) -> None:
         index, name, chance = job
-        asked = body(bench, rows[index], **under(name), max_tokens=12)
-        if chance < 0.02:
+        extra = {} if options.plain else under(name)
+        asked = body(bench, rows[index], **extra, max_tokens=12)
+        if options.plain:
+            await client.post(bench.url + CHAT, json=asked)
+            counts["without the plugin"] += 1
+        elif chance < 0.02:
             asked["vllm_xargs"] = {"rt_policy": name, "rt_bias_nothing": 1}
             answer = await client.post(bench.url + CHAT, json=asked)
             counts["malformed, refused" if answer.status_code == 400 else "malformed, let in"] += 1
@@ -300,7 +304,7 @@ def soak(checkpoint: Path, options: argparse.Namespace) -> None:
             answer = await client.post(bench.url + CHAT, json=asked)
             counts[judged(answer, logits[index], settings[name], name, taxonomy)] += 1
 
-    with served(checkpoint, 8211) as bench:
+    with served(checkpoint, 8211, plain=options.plain) as bench:
         memory = []
         parts = 20
         for part in range(parts):
@@ -349,6 +353,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--plain", action="store_true", help="soak a server without the plugin")
     parser.add_argument("--dtype", choices=list(ROUNDING), default="bfloat16", help="of decisions")
     options = parser.parse_args()
     measure = {"decisions": decisions, "throughput": throughput, "latency": latency, "soak": soak}

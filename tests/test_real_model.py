@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from conftest import ROOT
 from peft import PeftModel
-from transformers import AutoTokenizer
 
-from refusal_tokens.base_model import BUNDLED, BUNDLED_PACKAGE, load_tokenizer, resolve
 from refusal_tokens.cli import main
 from refusal_tokens.policy import Policy
 from refusal_tokens.profiles import read_profile
@@ -63,31 +59,6 @@ def run(settings: list[str], tiny_run: Path, tmp_path_factory: pytest.TempPathFa
     sets = [argument for setting in settings for argument in ("--set", setting)]
     assert main(["train", str(RECIPE), "--output-dir", str(folder), *sets]) == 0
     return folder
-
-
-def test_the_bundled_template_lacks_the_default_system_message_and_nothing_else() -> None:
-    spec = importlib.util.find_spec(BUNDLED_PACKAGE)
-    assert spec and spec.submodule_search_locations
-    package = Path(spec.submodule_search_locations[0])
-    gguf = next(package.glob("*.gguf"))
-    own = AutoTokenizer.from_pretrained(package, gguf_file=gguf.name)
-    turns = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Hello <b>there</b>\n"},
-        {"role": "assistant", "content": "Hello."},
-        {"role": "user", "content": "Bye."},
-    ]
-
-    def rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-        return str(
-            tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        )
-
-    bundled = load_tokenizer(resolve(BUNDLED))
-    assert rendered(bundled, turns) == rendered(own, turns)
-    plain = rendered(bundled, turns[1:])
-    assert plain.startswith("<|im_start|>user")
-    assert rendered(own, turns[1:]).endswith(f"<|im_end|>\n{plain}")
 
 
 def test_control_tokens_hold_the_mass_after_a_short_run(run: Path) -> None:
