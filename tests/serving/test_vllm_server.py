@@ -53,9 +53,10 @@ POLICIES = {
     "lax": Policy(bias=dict.fromkeys(KNOBS, -30.0)),
     "bias": Policy(rule="bias", bias={"safety": 3.0, "unsupported": -3.0}),
     "threshold": Policy(rule="threshold", bias={"incomplete": 2.0}),
+    # Strict enough that a model of forty steps refuses under it too.
     "held": Policy(
-        bias={"safety": -2.0},
-        bounds={k: Bounds(min_bias=-2.0, max_bias=5.0) for k in KNOBS[:-1]}
+        bias=dict.fromkeys(KNOBS[:-1], 2.0),
+        bounds={k: Bounds(min_bias=2.0, max_bias=5.0) for k in KNOBS[:-1]}
         | {KNOBS[-1]: Bounds(locked=True)},
     ),
 }
@@ -343,7 +344,7 @@ def test_a_stock_openai_client_works(live: Live) -> None:
     assert "<|re" not in text
     assert {choice.finish_reason for choice in choices} - {None} <= {"stop", "length"}
     assert chunks[-1].usage.completion_tokens > 2
-    with pytest.raises(openai.BadRequestError, match="min_bias -2 for safety"):
+    with pytest.raises(openai.BadRequestError, match="min_bias 2 for safety"):
         client.chat.completions.create(
             model=live.model,
             messages=talk,
