@@ -329,7 +329,9 @@ def judged(answer: Any, logits: np.ndarray, setting: Any, name: str, taxonomy: A
         return "wrong policy"
     if found["refusal_tokens"]["category"] == wanted:
         return "right"
-    return "near a tie" if distance(logits, setting) <= 4 * ROUNDING["bfloat16"] else "wrong decision"
+    return (
+        "near a tie" if distance(logits, setting) <= 4 * ROUNDING["bfloat16"] else "wrong decision"
+    )
 
 
 def resident(pid: int) -> float:
