@@ -45,7 +45,7 @@ $(SERVING)/installed: pyproject.toml constraints-serving.txt
 	$(SERVING)/bin/python -m pip install --quiet --no-deps $(BUNDLED)
 	touch $@
 
-test-serving: $(SERVING)/installed  ## A real vLLM server on the CPU, with the default run's model
+test-serving: $(SERVING)/installed  ## A real vLLM server on the CPU, with the default run's model or a short one
 	$(SERVING)/bin/python -m pytest tests/serving $(ARGS)
 
 check: $(VENV)/installed

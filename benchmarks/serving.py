@@ -287,12 +287,13 @@ def soak(checkpoint: Path, options: argparse.Namespace) -> None:
 
     async def ask(client: httpx.AsyncClient, job: Any) -> None:
         index, name, chance = job
-        extra = {} if options.plain else under(name)
-        asked = body(bench, rows[index], **extra, max_tokens=12)
         if options.plain:
-            await client.post(bench.url + CHAT, json=asked)
-            counts["without the plugin"] += 1
-        elif chance < 0.02:
+            asked = body(bench, rows[index], max_tokens=12)
+            (await client.post(bench.url + CHAT, json=asked)).raise_for_status()
+            counts["answered without the plugin"] += 1
+            return
+        asked = body(bench, rows[index], **under(name), max_tokens=12)
+        if chance < 0.02:
             asked["vllm_xargs"] = {"rt_policy": name, "rt_bias_nothing": 1}
             answer = await client.post(bench.url + CHAT, json=asked)
             counts["malformed, refused" if answer.status_code == 400 else "malformed, let in"] += 1
