@@ -215,8 +215,8 @@ def _measure(folder: Path, rows: Mapping[str, Any], budget: Budget) -> tuple[Any
 
 def profile_measures(profile: Any, draws: int) -> dict[str, Measured]:
     """Return a profile's rates at bias 0 and the areas of its trade-off, each with its interval."""
-    from refusal_tokens.curves import summarise
     from refusal_tokens.policy import Policy
+    from refusal_tokens.summary import summarise
     from refusal_tokens.tradeoff import trade_off_spread
 
     setting = Policy().knobs(profile.taxonomy)
@@ -239,9 +239,9 @@ def profile_measures(profile: Any, draws: int) -> dict[str, Measured]:
 
 def adherence_measures(model: Any, rows: Sequence[Any], budget: Budget) -> dict[str, Measured]:
     """Force tokens on test prompts and return how often the text obeys; judged by the rules."""
-    from refusal_tokens.curves import rate
     from refusal_tokens.evaluation import HARMLESS
     from refusal_tokens.evaluation_run import spread
+    from refusal_tokens.rates import rate
 
     respond, *refusals = model.checkpoint.info.taxonomy.tokens
     asked = [row for row in rows if row.label == "refuse" and row.category in HARMLESS]

@@ -37,11 +37,11 @@ from trained import (
     write_between,
 )
 
-from refusal_tokens.curves import Rate, rate
 from refusal_tokens.errors import InputError, one_message, unknown
 from refusal_tokens.files import read_json, read_yaml, write_json, write_text
 from refusal_tokens.outcomes import Outcome, read_outcomes, write_outcomes
 from refusal_tokens.partial import Partial
+from refusal_tokens.rates import Rate, rate
 
 NO_TOKEN = "recipes/baseline-no-token.yaml"
 TOKEN = "recipes/smollm2-135m-lora.yaml"

@@ -15,8 +15,9 @@ import time
 
 import numpy as np
 
-from refusal_tokens.curves import confusion, control_curve, leakage
+from refusal_tokens.curves import control_curve
 from refusal_tokens.decision import RULES, Knobs, knobs
+from refusal_tokens.leakage import confusion, leakage
 from refusal_tokens.profiles import TEXT_COLUMNS, Profile
 from refusal_tokens.reliability import cross_fitted_temperatures, reliability
 from refusal_tokens.taxonomy import default_taxonomy

@@ -29,10 +29,10 @@ import httpx
 import numpy as np
 
 from refusal_tokens.checkpoint import load_checkpoint, load_info
-from refusal_tokens.curves import rate
 from refusal_tokens.decision import decide, margins
 from refusal_tokens.policy import Bounds, Policy, save_policy
 from refusal_tokens.prefill import profile_rows
+from refusal_tokens.rates import rate
 from refusal_tokens.rows import Row, read_rows
 from refusal_tokens.serving.launch import Server, running
 from refusal_tokens.serving.requests import CHAT

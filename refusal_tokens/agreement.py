@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refusal_tokens.curves import Rate, rate
 from refusal_tokens.errors import InputError, unknown
 from refusal_tokens.files import read_text, unique_keys
 from refusal_tokens.judge import VERDICTS, Case, Verdict, conversation
+from refusal_tokens.rates import Rate, rate
 from refusal_tokens.resampling import Measure, group_counts, measure
 from refusal_tokens.taxonomy import RESPOND_TOKEN
 

@@ -10,22 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refusal_tokens.curves import (
-    ControlCurve,
-    Leakage,
-    Rate,
-    Summary,
-    confusion,
-    control_curve,
-    leakage,
-    rate,
-    summarise,
-)
+from refusal_tokens.curves import ControlCurve, control_curve
 from refusal_tokens.decision import Knobs, gaps
 from refusal_tokens.errors import InputError, unknown
+from refusal_tokens.leakage import Leakage, confusion, leakage
 from refusal_tokens.outcomes import Outcome
 from refusal_tokens.profiles import Profile
+from refusal_tokens.rates import Rate, rate
 from refusal_tokens.reliability import Reliability, cross_fitted_temperatures, reliability
+from refusal_tokens.summary import Summary, summarise
 from refusal_tokens.text_curves import ForcedTexts, TextAnalysis, analyse_texts
 from refusal_tokens.tradeoff import TradeOff, TradeOffSpread, trade_off, trade_off_spread
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
-from refusal_tokens.curves import Rate
+from refusal_tokens.rates import Rate
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def corrected(observed: Rate, sensitivity: Rate, specificity: Rate) -> Corrected
     uncertainty of all three, with a success and a failure added to each (z²/2 to the observed
     rate). It takes the judge's errors to be the same on the labelled replies and on these.
 
-    >>> from refusal_tokens.curves import rate
+    >>> from refusal_tokens.rates import rate
     >>> str(corrected(rate(50, 100), rate(90, 100), rate(95, 100)))
     ' 52.9%  [41, 66]'
     """

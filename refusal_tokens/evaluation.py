@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from refusal_tokens.curves import Rate, rate
 from refusal_tokens.fluency import Fluency, fluency
 from refusal_tokens.outcomes import Outcome
+from refusal_tokens.rates import Rate, rate
 from refusal_tokens.taxonomy import RESPOND_TOKEN, Taxonomy
 
 # Of the default taxonomy, the categories whose prompts do no harm when they are answered. Prompts

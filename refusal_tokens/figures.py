@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 
 from refusal_tokens.analysis import Analysis
-from refusal_tokens.curves import ControlCurve, Rate
+from refusal_tokens.curves import ControlCurve
 from refusal_tokens.drawing import (
     MARKERS,
     PANEL,
@@ -22,6 +22,7 @@ from refusal_tokens.drawing import (
     titles,
 )
 from refusal_tokens.matrices import matrix_pictures
+from refusal_tokens.rates import Rate
 from refusal_tokens.reliability import Reliability
 from refusal_tokens.text_curves import TextCurve
 from refusal_tokens.tradeoff import CEILINGS

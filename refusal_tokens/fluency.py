@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from refusal_tokens.curves import Rate, rate
 from refusal_tokens.outcomes import Outcome
+from refusal_tokens.rates import Rate, rate
 
 WORDS, TIMES = 4, 3
 

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from refusal_tokens.base_model import load_model, load_tokenizer, resolve
 from refusal_tokens.checkpoint import Checkpoint
-from refusal_tokens.curves import Rate, rate
 from refusal_tokens.errors import InputError
 from refusal_tokens.evaluate import Plan, outcome_of, part_name, writer_of
 from refusal_tokens.generation import Job, written
@@ -18,6 +17,7 @@ from refusal_tokens.likelihood import Answer, Likelihood, likelihoods
 from refusal_tokens.outcomes import Outcome
 from refusal_tokens.partial import Partial
 from refusal_tokens.profiles import group_names
+from refusal_tokens.rates import Rate, rate
 from refusal_tokens.resampling import Measure, group_counts, measure
 from refusal_tokens.rows import Row
 from refusal_tokens.steering import SteeredModel

@@ -10,10 +10,10 @@ from typing import Any
 
 from refusal_tokens.agreement import Agreement, Label, agreement, expected_of
 from refusal_tokens.correction import Corrected, corrected
-from refusal_tokens.curves import Rate, rate
 from refusal_tokens.errors import InputError
 from refusal_tokens.judge import Case, Judge, Verdict, conversation, without_control_tokens
 from refusal_tokens.outcomes import Outcome
+from refusal_tokens.rates import Rate, rate
 from refusal_tokens.rows import Row
 
 # Fewer replies than this may all be undecided with good reason.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from refusal_tokens.curves import Summary, summary_table
+from refusal_tokens.summary import Summary, summary_table
 
 if TYPE_CHECKING:
     from refusal_tokens.checkpoint import CheckpointInfo

@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refusal_tokens.curves import Rate, rate
 from refusal_tokens.errors import InputError, unknown
 from refusal_tokens.files import atomic_file, unique_keys
 from refusal_tokens.judge import RULES, VERDICTS
+from refusal_tokens.rates import Rate, rate
 from refusal_tokens.taxonomy import RESPOND_TOKEN
 
 SCHEMA_VERSION = 1

@@ -12,8 +12,8 @@ import numpy as np
 
 from refusal_tokens.analysis import MEASURES, Analysis, summary_rates
 from refusal_tokens.comparison import AREAS, PairedTest
-from refusal_tokens.curves import Rate
 from refusal_tokens.decision import Knobs
+from refusal_tokens.rates import Rate
 from refusal_tokens.resampling import Measure
 from refusal_tokens.text_curves import TextAnalysis
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from refusal_tokens.analysis import knobs_with_rows
 from refusal_tokens.base_model import fast_dtype
 from refusal_tokens.checkpoint import INFO_FILE, load_checkpoint
-from refusal_tokens.curves import summarise, summary_table
 from refusal_tokens.errors import InputError
 from refusal_tokens.files import write_text
 from refusal_tokens.model_card import model_card
@@ -17,6 +16,7 @@ from refusal_tokens.prefill import profile_rows
 from refusal_tokens.profiles import Profile, write_profile
 from refusal_tokens.report import build_report, write_report
 from refusal_tokens.rows import Row
+from refusal_tokens.summary import summarise, summary_table
 
 REPORTED = ("test", "calibration")
 

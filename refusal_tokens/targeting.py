@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from refusal_tokens.curves import Rate, rate
 from refusal_tokens.decision import Knobs, Rule, probabilities
 from refusal_tokens.profiles import Profile
+from refusal_tokens.rates import Rate, rate
 from refusal_tokens.solvers import TOLERANCE, Decision, Floats, Problem
 from refusal_tokens.targets import Demand, Targets, demands, free_knobs
 

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logsumexp
 
-from refusal_tokens.curves import Rate, rate
 from refusal_tokens.decision import Knobs, margins
 from refusal_tokens.errors import InputError
 from refusal_tokens.profiles import Profile
+from refusal_tokens.rates import Rate, rate
 from refusal_tokens.resampling import Measure, group_counts, measure
 
 Floats = NDArray[np.float64]

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from planted import normal_profile, regrouped
 from test_profiles import TWO, Entry, profile_of
 
-from refusal_tokens.curves import confusion, control_curve, leakage, own_rates, summarise
+from refusal_tokens.curves import control_curve
 from refusal_tokens.decision import RULES, Knobs, Rule, decide, probabilities
 from refusal_tokens.errors import InputError
+from refusal_tokens.leakage import confusion, leakage
 from refusal_tokens.profiles import Profile
+from refusal_tokens.summary import own_rates, summarise
 from refusal_tokens.taxonomy import Category, Taxonomy
 from refusal_tokens.tradeoff import trade_off
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 from test_profiles import TWO, Entry, profile_of
 
-from refusal_tokens.curves import auc, own_rates, rate, refusal_scores, summarise, summary_table
 from refusal_tokens.decision import RULES, Rule, knobs
 from refusal_tokens.errors import InputError
+from refusal_tokens.rates import auc, rate
+from refusal_tokens.summary import own_rates, refusal_scores, summarise, summary_table
 from refusal_tokens.taxonomy import Taxonomy
 
 LIGHT = settings(max_examples=60, deadline=None)

@@ -14,7 +14,6 @@ from sklearn.metrics import cohen_kappa_score
 from refusal_tokens.agreement import agreement, expected_of, read_labels, reasons
 from refusal_tokens.cli import main
 from refusal_tokens.correction import corrected
-from refusal_tokens.curves import rate
 from refusal_tokens.errors import InputError
 from refusal_tokens.judge import Case, RulesJudge
 from refusal_tokens.judge_classifier import (
@@ -25,6 +24,7 @@ from refusal_tokens.judge_classifier import (
 )
 from refusal_tokens.judging import against_labels, judged
 from refusal_tokens.outcomes import Outcome, read_outcomes, write_outcomes
+from refusal_tokens.rates import rate
 from refusal_tokens.rows import Row, read_rows
 from refusal_tokens.taxonomy import default_taxonomy
 

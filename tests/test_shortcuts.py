@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from audit_rows import row
 
-from refusal_tokens.curves import auc
+from refusal_tokens.rates import auc
 from refusal_tokens.rows import Row
 from refusal_tokens.shortcuts import find_shortcuts, grouped_area
 

@@ -8,10 +8,11 @@ from planted import normal_profile, regrouped
 from scipy.stats import norm
 from test_profiles import Entry, profile_of
 
-from refusal_tokens.curves import auc, refusal_scores, summarise
 from refusal_tokens.decision import RULES, Rule, knobs
 from refusal_tokens.errors import InputError
+from refusal_tokens.rates import auc
 from refusal_tokens.resampling import group_counts, measure
+from refusal_tokens.summary import refusal_scores, summarise
 from refusal_tokens.taxonomy import Category, Taxonomy
 from refusal_tokens.tradeoff import (
     curve_measures,

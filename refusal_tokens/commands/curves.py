@@ -126,8 +126,8 @@ def _setting(options: argparse.Namespace, profile: Profile) -> Knobs:
 
 
 def _screen(analysis: Analysis, options: argparse.Namespace) -> str:
-    from refusal_tokens.curves import summary_table
     from refusal_tokens.page import setting_words
+    from refusal_tokens.summary import summary_table
 
     setting = setting_words(analysis.setting, analysis.provenance["knobs"])
     lines = [f"{options.profile}: {setting}", "", summary_table(analysis.summary)]

@@ -191,8 +191,8 @@ def _show(
     known: Agreement | None,
     cost: list[str],
 ) -> None:
-    from refusal_tokens.curves import rate
     from refusal_tokens.judging import corrections, refused_by_opening
+    from refusal_tokens.rates import rate
 
     rates = refused_by_opening(after)
     right = corrections(rates, known) if known else {}

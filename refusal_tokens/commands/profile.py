@@ -34,10 +34,10 @@ def add(commands: Any) -> None:
 
 def _profile(options: argparse.Namespace) -> None:
     from refusal_tokens.checkpoint import load_info
-    from refusal_tokens.curves import summarise, summary_table
     from refusal_tokens.policy import Policy
     from refusal_tokens.profiles import write_profile
     from refusal_tokens.rows import read_rows
+    from refusal_tokens.summary import summarise, summary_table
 
     if options.output.exists() and not options.overwrite:
         raise InputError(f"{options.output}: exists; use --overwrite or another --output")

@@ -14,9 +14,9 @@ from refusal_tokens.errors import InputError
 
 if TYPE_CHECKING:
     from refusal_tokens.certificates import Certificate
-    from refusal_tokens.curves import Rate
     from refusal_tokens.policy import Policy
     from refusal_tokens.profiles import Profile
+    from refusal_tokens.rates import Rate
     from refusal_tokens.targeting import Reached, Solution
     from refusal_tokens.targets import Targets
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from refusal_tokens.checkpoint import CheckpointInfo
-from refusal_tokens.curves import Rate, rate
 from refusal_tokens.errors import InputError
 from refusal_tokens.policy import Policy
 from refusal_tokens.profiles import Profile
+from refusal_tokens.rates import Rate, rate
 
 SCHEMA_VERSION = 1
 # What OpenAI's API and vLLM take; vLLM cuts off the rest without a word.

@@ -1,0 +1,66 @@
+"""Shares with their n and interval, and the area under a ROC curve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share with its n and 95% Wilson interval. ``value`` is None where n is 0."""
+
+    count: float
+    n: int
+    value: float | None
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        if self.value is None or self.low is None or self.high is None:
+            return "no prompts"
+        low, high = f"{100 * self.low:.0f}", f"{100 * self.high:.0f}"
+        return f"{100 * self.value:5.1f}%  [{low}, {high}]  n={self.n}"
+
+
+def wilson(share: NDArray[np.floating], n: int) -> tuple[Floats, Floats]:
+    """Return the 95% score interval of shares of n prompts (Wilson 1927)."""
+    share = np.asarray(share, dtype=np.float64)
+    z = ndtri(0.975)
+    middle = share + z**2 / (2 * n)
+    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    scale = 1 + z**2 / n
+    # The interval holds its share; at 0 and 1 rounding could leave it a hair outside.
+    low, high = (middle - half) / scale, (middle + half) / scale
+    return np.clip(low, 0.0, share), np.clip(high, share, 1.0)
+
+
+def rate(count: float, n: int) -> Rate:
+    """Return a share with its Wilson interval; an expected count need not be whole.
+
+    >>> str(rate(9, 10))
+    ' 90.0%  [60, 98]  n=10'
+    """
+    if n == 0:
+        return Rate(0, 0, None, None, None)
+    low, high = wilson(np.array(count / n), n)
+    return Rate(count, n, count / n, float(low), float(high))
+
+
+def auc(scores: NDArray[np.floating], positive: Mask) -> float | None:
+    """Return the area under the ROC curve, ties counted half; None unless both classes occur."""
+    n_positive = int(positive.sum())
+    n_negative = len(positive) - n_positive
+    if not n_positive or not n_negative:
+        return None
+    scores = np.asarray(scores)
+    below = np.sort(scores[~positive])
+    wins = np.searchsorted(below, scores[positive], side="left").sum()
+    ties = np.searchsorted(below, scores[positive], side="right").sum() - wins
+    return float((wins + ties / 2) / (n_positive * n_negative))
