@@ -104,9 +104,10 @@ def run_peer(count: int) -> Any:
 
 def run_own(count: int) -> Any:
     """Build this package's trainer from the default recipe."""
+    from refusal_tokens.preparation import prepare
     from refusal_tokens.recipe import load_recipe
     from refusal_tokens.rows import write_jsonl
-    from refusal_tokens.training import build_trainer, prepare
+    from refusal_tokens.training import build_trainer
 
     folder = Path(tempfile.mkdtemp())
     write_jsonl(folder / "rows.jsonl", rows_with_reply(count))

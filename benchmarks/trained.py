@@ -81,7 +81,8 @@ def train_or_resume(recipe: Recipe, folder: Path) -> dict[str, list[Row]]:
     Raises:
         InputError: if the folder holds another run.
     """
-    from refusal_tokens.training import RUN_FILE, prepare, start_run, train
+    from refusal_tokens.preparation import RUN_FILE, prepare, start_run
+    from refusal_tokens.training import train
 
     prepared = prepare(recipe)
     begun = (folder / RUN_FILE).is_file()

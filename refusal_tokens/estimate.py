@@ -15,7 +15,7 @@ from trl import SFTConfig
 
 from refusal_tokens.base_model import fast_dtype
 from refusal_tokens.errors import InputError
-from refusal_tokens.training import Prepared
+from refusal_tokens.preparation import Prepared
 
 # Operations per second and core: a round figure for bfloat16 on AVX-512, halved for float32. The
 # estimate states its own uncertainty.

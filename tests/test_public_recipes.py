@@ -23,8 +23,8 @@ from stand_ins import (
 
 from refusal_tokens.allocator import VARIABLES
 from refusal_tokens.cli import main
+from refusal_tokens.preparation import prepare
 from refusal_tokens.recipe import load_recipe
-from refusal_tokens.training import prepare
 
 Capture = pytest.CaptureFixture[str]
 RECIPES = [ROOT / "recipes" / f"llama3-8b-coconot{form}.yaml" for form in ("", "-single")]

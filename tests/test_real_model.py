@@ -11,12 +11,13 @@ from peft import PeftModel
 
 from refusal_tokens.cli import main
 from refusal_tokens.policy import Policy
+from refusal_tokens.preparation import prepare
 from refusal_tokens.profiles import read_profile
 from refusal_tokens.recipe import load_recipe
 from refusal_tokens.rows import read_rows, write_jsonl
 from refusal_tokens.steering import SteeredModel
 from refusal_tokens.taxonomy import default_taxonomy
-from refusal_tokens.training import load_base, prepare
+from refusal_tokens.training import load_base
 
 pytestmark = pytest.mark.model
 RECIPE = ROOT / "recipes" / "smollm2-135m-lora.yaml"

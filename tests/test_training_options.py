@@ -24,6 +24,7 @@ from refusal_tokens.examples import IGNORED, build_example, build_examples, open
 from refusal_tokens.head import LogitTransform
 from refusal_tokens.mixing import read_mix
 from refusal_tokens.options import options_from
+from refusal_tokens.preparation import prepare
 from refusal_tokens.recipe import load_recipe
 from refusal_tokens.rows import Row, read_rows
 from refusal_tokens.safeguards import harmful_answers
@@ -31,7 +32,6 @@ from refusal_tokens.sources import Source
 from refusal_tokens.taxonomy import default_taxonomy
 from refusal_tokens.tokens import add_control_tokens, fit_vocabulary, start_rows
 from refusal_tokens.trainer import Smoothing, loss_weights, weighted_nll
-from refusal_tokens.training import prepare
 
 TAXONOMY = default_taxonomy()
 

@@ -36,7 +36,8 @@ def _train(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, options.set)
     if not options.dry_run:
         _restart_for_cpu()
-    from refusal_tokens.training import prepare, start_run, train
+    from refusal_tokens.preparation import prepare, start_run
+    from refusal_tokens.training import train
 
     model_name = Path(recipe.model_name_or_path).name
     folder = options.output_dir or Path("runs") / f"{recipe.name}-{model_name}"

@@ -1,0 +1,156 @@
+"""A recipe's input, read and checked before any weights load, and the run folder it claims."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast as Tokenizer
+from trl import SFTConfig
+
+from refusal_tokens.base_model import load_tokenizer, resolve
+from refusal_tokens.chat import ChatEncoder
+from refusal_tokens.errors import InputError
+from refusal_tokens.examples import ExampleSet, build_examples
+from refusal_tokens.files import read_json, read_text, write_json
+from refusal_tokens.mixing import Drawn, read_mix
+from refusal_tokens.options import SPLITS, RefusalOptions
+from refusal_tokens.recipe import Recipe
+from refusal_tokens.rows import Row, data_hash
+from refusal_tokens.safeguards import check_answers
+from refusal_tokens.tokens import add_control_tokens
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that can be known before the model's weights are loaded.
+
+    Attributes:
+        rows: split -> rows.
+        drawn: what each training source gave.
+        base: what ``from_pretrained`` loads.
+        tokenizer: with the control tokens added.
+        encoder: prompts and replies to ids.
+        control_ids: ``<|respond|>`` first.
+        examples: of the training rows.
+    """
+
+    recipe: Recipe
+    rows: Mapping[str, Sequence[Row]]
+    drawn: Sequence[Drawn]
+    base: str
+    tokenizer: Tokenizer
+    encoder: ChatEncoder
+    control_ids: list[int]
+    examples: ExampleSet
+
+    @property
+    def run_key(self) -> dict[str, Any]:
+        """What makes two runs the same run: recipe, rows, base model."""
+        return {
+            "recipe": json.loads(json.dumps(self.recipe.to_dict(), default=str)),
+            "data": {name: data_hash(rows) for name, rows in self.rows.items()},
+            "taxonomy": self.recipe.taxonomy.hash,
+        }
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Read and check all input of a recipe, without loading the model.
+
+    Raises:
+        InputError: for any fault in rows, model name, template or tokens.
+    """
+    options = recipe.options
+    seed = recipe.sft.get("seed", SFTConfig.seed)
+    mixes = {
+        name: read_mix(sources, recipe.taxonomy, seed=seed, **_drawing(options, name))
+        for name in SPLITS
+        if (sources := getattr(options, name))
+    }
+    check_answers(mixes["train"].rows)
+    rows = {name: mix.rows for name, mix in mixes.items()}
+    base = resolve(recipe.model_name_or_path)
+    init = recipe.sft.get("model_init_kwargs") or {}
+    passed = {k: init[k] for k in ("revision", "trust_remote_code", "token") if k in init}
+    tokenizer = load_tokenizer(base, **passed)
+    _set_template(tokenizer, recipe.sft.get("chat_template_path"))
+    encoder = ChatEncoder(tokenizer, options.system_prompt, options.chat_template_kwargs)
+    control_ids = add_control_tokens(tokenizer, recipe.taxonomy) if options.control_tokens else []
+    limit = recipe.sft.get("max_length", SFTConfig.max_length)
+    examples = build_examples(
+        rows["train"],
+        encoder,
+        recipe.taxonomy,
+        control_ids,
+        limit,
+        share_without_token=options.share_without_token,
+        seed=seed,
+    )
+    if not examples.examples:
+        raise InputError(f"no training rows are left: all are longer than max_length {limit}")
+    drawn = mixes["train"].drawn
+    return Prepared(recipe, rows, drawn, base, tokenizer, encoder, control_ids, examples)
+
+
+def _drawing(options: RefusalOptions, split: str) -> dict[str, Any]:
+    """What ``read_mix`` leaves out or thins: training rows only; the others are measured whole."""
+    if split != "train":
+        return {}
+    # Without control tokens only replies are trained, and those that fit their prompt.
+    with_replies = not (options.rows_without_reply and options.control_tokens)
+    fitting = not (options.counterfactual_rows and options.control_tokens)
+
+    def keep(row: Row) -> bool:
+        lacks_reply = with_replies and row.response is None
+        return not lacks_reply and (row.train_control or not fitting)
+
+    return {
+        "contrast_share": options.contrast_share,
+        "refusal_share": options.refusal_share,
+        "keep": keep,
+    }
+
+
+def _set_template(tokenizer: Tokenizer, path: str | None) -> None:
+    """TRL's ``chat_template_path``: a .jinja file, or a model whose template to use."""
+    if path is None:
+        return
+    if path.endswith((".jinja", ".j2")):
+        tokenizer.chat_template = read_text(path)
+        return
+    source = load_tokenizer(resolve(path))
+    if not source.chat_template:
+        raise InputError(f"chat_template_path: {path!r} has no chat template")
+    tokenizer.chat_template = source.chat_template
+
+
+def start_run(folder: Path, prepared: Prepared, *, resume: bool, overwrite: bool) -> None:
+    """Claim a run folder, so that no run is lost to another.
+
+    Raises:
+        InputError: if it holds another run, or there is nothing to resume.
+    """
+    file = folder / RUN_FILE
+    if overwrite and folder.exists():
+        if not file.is_file() and any(folder.iterdir()):
+            raise InputError(f"{folder}: is no run folder, so --overwrite leaves it alone")
+        shutil.rmtree(folder)
+    if resume:
+        if not file.is_file():
+            raise InputError(f"{folder}: no run to resume")
+        if read_json(file) != prepared.run_key:
+            raise InputError(
+                f"{folder}: holds a run of another recipe or other rows; nothing was changed. "
+                "Resume with the same ones, or use --overwrite or another --output-dir"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise InputError(
+            f"{folder}: holds a run already; use --resume, --overwrite or another --output-dir"
+        )
+    write_json(file, prepared.run_key)
