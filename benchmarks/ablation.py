@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,12 @@ from trained import (
 
 from refusal_tokens.errors import InputError, unknown
 from refusal_tokens.files import read_json, write_json, write_text
+from refusal_tokens.fluency import is_repeated
+from refusal_tokens.judge import RULES
+from refusal_tokens.options import SPLITS
+from refusal_tokens.outcomes import Outcome, write_outcomes
+from refusal_tokens.rates import clustered_rate
+from refusal_tokens.rows import Row
 
 OPTION = "refusal_tokens."
 # Name -> what it changes in the recipe. One an option; docs/training.md has the reason of each.
@@ -67,6 +74,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "bf16=true",
     ),
     "single-token": (f"{OPTION}single_token=true",),
+    "control-share-0.99": (f"{OPTION}control_share=0.99",),
 }
 # What decides which variants are repeated, and what the table shows.
 HEADLINE = {
@@ -81,6 +89,7 @@ SHOWN = {
     "test: right category": "right category",
     "test: near-misses refused": "near-misses refused",
     "test: ordinary requests refused": "ordinary refused",
+    "text: replies that repeat themselves": "replies that repeat themselves",
 }
 REPEATED = 4
 
@@ -159,19 +168,17 @@ def _run(name: str, seed: int, budget: Budget, options: argparse.Namespace) -> d
     from refusal_tokens.recipe import load_recipe
 
     folder = options.output / f"{name}-{seed}"
-    settings = _settings(name, seed, budget, options)
-    stated = {"recipe": budget.recipe, "settings": settings, "data": list(options.data)}
+    recipe = load_recipe(ROOT / budget.recipe, _settings(name, seed, budget, options))
+    stated = _stated(recipe, budget, options)
     file = folder / "results.json"
     if file.is_file():
         found: dict[str, Any] = read_json(file)
         if found["stated"] != stated:
-            raise InputError(
-                f"{file}: is of other settings: found {found['stated']}; asked: {stated}; use "
-                "another --output"
-            )
+            changed = [key for key in stated if found["stated"].get(key) != stated[key]]
+            raise InputError(f"{file}: other {', '.join(changed)} now; use another --output")
         return found
     print(f"{name}, seed {seed}: {' '.join(VARIANTS[name]) or 'the recipe as it is'}", flush=True)
-    rows = train_or_resume(load_recipe(ROOT / budget.recipe, settings), folder)
+    rows = train_or_resume(recipe, folder)
     for path in options.data:
         if Path(path).stem in rows:
             raise InputError(f"--data {path}: the recipe has rows of this name; rename the file")
@@ -182,6 +189,22 @@ def _run(name: str, seed: int, budget: Budget, options: argparse.Namespace) -> d
     if not options.keep_models:
         remove_weights(folder)
     return read_json(file)  # type: ignore[no-any-return]
+
+
+def _stated(recipe: Any, budget: Budget, options: argparse.Namespace) -> dict[str, Any]:
+    """All that a run's numbers follow from; files by their content."""
+    from refusal_tokens.files import file_sha256
+
+    sources = (s.path for key in SPLITS for s in getattr(recipe.options, key))
+    paths = [Path(path) for path in (*sources, *options.data)]
+    return {
+        "recipe": json.loads(json.dumps(recipe.to_dict(), default=str)),
+        "files": {str(path): file_sha256(path) for path in paths if path.is_file()},
+        "prompts": budget.prompts,
+        "new_tokens": budget.new_tokens,
+        "draws": budget.draws,
+        "judge": RULES,
+    }
 
 
 def _labelled(path: str, folder: Path) -> Any:
@@ -196,20 +219,23 @@ def _measure(folder: Path, rows: Mapping[str, Any], budget: Budget) -> tuple[Any
     from refusal_tokens.base_model import fast_dtype
     from refusal_tokens.checkpoint import load_checkpoint
     from refusal_tokens.prefill import profile_rows
-    from refusal_tokens.profiles import write_profile
+    from refusal_tokens.profiles import read_profile, write_profile
     from refusal_tokens.steering import SteeredModel
 
     checkpoint = load_checkpoint(folder / "model", dtype=fast_dtype())
     measures = {}
     for name in (name for name in rows if name not in ("train", "calibration")):
-        profile = profile_rows(checkpoint, rows[name])
-        write_profile(folder / f"{name}.parquet", profile)
+        file = folder / f"{name}.parquet"
+        profile = read_profile(file) if file.is_file() else profile_rows(checkpoint, rows[name])
+        write_profile(file, profile)
         measures |= {
             f"{name}: {key}": asdict(value)
             for key, value in profile_measures(profile, budget.draws).items()
         }
-    forced = adherence_measures(SteeredModel(checkpoint), rows["test"], budget)
-    measures |= {f"text: {key}": asdict(value) for key, value in forced.items()}
+    forced = forced_replies(SteeredModel(checkpoint), rows["test"], budget)
+    every = [outcome for replies in forced.values() for outcome in replies]
+    write_outcomes(folder / "forced.parquet", every, {"judge": RULES})
+    measures |= {f"text: {key}": asdict(value) for key, value in adherence_measures(forced).items()}
     return measures, dict(checkpoint.info.training)
 
 
@@ -237,11 +263,10 @@ def profile_measures(profile: Any, draws: int) -> dict[str, Measured]:
     return found
 
 
-def adherence_measures(model: Any, rows: Sequence[Any], budget: Budget) -> dict[str, Measured]:
-    """Force tokens on test prompts and return how often the text obeys; judged by the rules."""
+def forced_replies(model: Any, rows: Sequence[Row], budget: Budget) -> dict[str, list[Outcome]]:
+    """Force tokens on test prompts; return the judged replies by what is asked of them."""
     from refusal_tokens.evaluation import HARMLESS
     from refusal_tokens.evaluation_run import spread
-    from refusal_tokens.rates import rate
 
     respond, *refusals = model.checkpoint.info.taxonomy.tokens
     asked = [row for row in rows if row.label == "refuse" and row.category in HARMLESS]
@@ -253,15 +278,13 @@ def adherence_measures(model: Any, rows: Sequence[Any], budget: Budget) -> dict[
         ),
         "answer after respond, refuse prompts but safety": (asked, [respond]),
     }
-    found = {}
-    for name, (among, force) in kinds.items():
-        outcomes = _forced(model, spread(among, budget.prompts), force, budget)
-        share = rate(sum(outcome.adheres for outcome in outcomes), len(outcomes))
-        found[name] = Measured(share.value, share.low, share.high, share.n)
-    return found
+    return {
+        name: _forced(model, spread(among, budget.prompts), force, budget)
+        for name, (among, force) in kinds.items()
+    }
 
 
-def _forced(model: Any, rows: Sequence[Any], force: Sequence[str], budget: Budget) -> list[Any]:
+def _forced(model: Any, rows: Sequence[Row], force: Sequence[str], budget: Budget) -> list[Outcome]:
     from refusal_tokens.evaluate import Plan, generate_outcomes
     from refusal_tokens.partial import Partial
     from refusal_tokens.prefill import profile_rows
@@ -272,6 +295,23 @@ def _forced(model: Any, rows: Sequence[Any], force: Sequence[str], budget: Budge
     plan = Plan(tuple(force), max_new_tokens=budget.new_tokens)
     made = generate_outcomes(model, rows, profile, plan, Partial(None, None))
     return [outcome for outcome in made if outcome.forced is not None]
+
+
+def adherence_measures(forced: Mapping[str, Sequence[Outcome]]) -> dict[str, Measured]:
+    """Return how often the text obeys, and how often it repeats itself, in any of the replies."""
+    found = {
+        name: _share(replies, [outcome.adheres for outcome in replies])
+        for name, replies in forced.items()
+    }
+    every = [outcome for replies in forced.values() for outcome in replies]
+    repeated = [is_repeated(outcome.text) for outcome in every]
+    return found | {"replies that repeat themselves": _share(every, repeated)}
+
+
+def _share(replies: Sequence[Outcome], hits: Sequence[bool]) -> Measured:
+    """A share of replies, of which several may be to one prompt."""
+    share = clustered_rate(hits, [outcome.id for outcome in replies])
+    return Measured(share.value, share.low, share.high, share.n)
 
 
 def most_moved(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from refusal_tokens.fluency import Fluency, fluency
 from refusal_tokens.outcomes import Outcome
-from refusal_tokens.rates import Rate, rate
+from refusal_tokens.rates import Rate, clustered_rate, rate
 from refusal_tokens.taxonomy import RESPOND_TOKEN, Taxonomy
 
 # Of the default taxonomy, the categories whose prompts do no harm when they are answered. Prompts
@@ -102,7 +102,9 @@ def _by_kind(outcomes: Sequence[Outcome], taxonomy: Taxonomy) -> dict[str, list[
     kinds = {f"refuse {c}": [o for o in asked if o.category == c] for c in ids}
     kinds |= {f"near-miss {c}": [o for o in benign if o.category == c] for c in ids}
     kinds["ordinary"] = [o for o in benign if o.category is None]
-    return kinds | {"all refuse": asked, "all respond": benign, "all": list(outcomes)}
+    near = [o for o in benign if o.category is not None]
+    pools = {"all refuse": asked, "all near-misses": near, "all respond": benign}
+    return kinds | pools | {"all": list(outcomes)}
 
 
 def _kind_rates(kind: str, found: Sequence[Outcome]) -> KindRates:
@@ -140,7 +142,8 @@ def _adherence(forced: Sequence[Outcome], taxonomy: Taxonomy) -> Iterable[TokenA
 
 def _of(token: str, prompts: str, found: Sequence[Outcome]) -> TokenAdherence:
     def share(kept: Sequence[Outcome]) -> Rate:
-        return rate(sum(o.adheres for o in kept), len(kept))
+        # Pooled over tokens, a prompt has several replies.
+        return clustered_rate([o.adheres for o in kept], [o.id for o in kept])
 
     return TokenAdherence(
         token=token,

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from refusal_tokens.outcomes import Outcome
+from refusal_tokens.outcomes import Outcome, distinct
 from refusal_tokens.rates import Rate, rate
 
 WORDS, TIMES = 4, 3
@@ -47,12 +47,12 @@ class Fluency:
 
 
 def fluency(outcomes: Iterable[Outcome]) -> list[Fluency]:
-    """Return the faults by opening token; a reply that is both forced and own counts once."""
-    by_token: dict[str, dict[str, Outcome]] = {}
-    for outcome in outcomes:
+    """Return the faults by opening token."""
+    by_token: dict[str, list[Outcome]] = {}
+    for outcome in distinct(outcomes):
         if outcome.decision is not None:
-            by_token.setdefault(outcome.decision, {})[outcome.id] = outcome
-    return [_of_token(token, list(found.values())) for token, found in sorted(by_token.items())]
+            by_token.setdefault(outcome.decision, []).append(outcome)
+    return [_of_token(token, found) for token, found in sorted(by_token.items())]
 
 
 def _of_token(token: str, replies: list[Outcome]) -> Fluency:

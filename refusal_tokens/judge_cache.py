@@ -56,7 +56,8 @@ class Cache:
         Raises:
             InputError: if the file cannot be written.
         """
-        line = json.dumps({"key": key, **record}, ensure_ascii=False) + "\n"
+        # Escaped: half of an emoji, as a model may write, has no UTF-8.
+        line = json.dumps({"key": key, **record}) + "\n"
         with self._lock:
             self._records[key] = dict(record)
             if self._path is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,15 +54,22 @@ class Endpoint:
             limits: of this run.
 
         Raises:
-            InputError: if httpx is missing, or the address is not one.
+            InputError: if httpx is missing, or the address or the key is not one.
         """
         try:
             import httpx
         except ImportError:
             raise InputError("the LLM judge needs httpx: pip install 'httpx>=0.27'") from None
-        if not url.startswith(("http://", "https://")):
+        try:
+            scheme = httpx.URL(url).scheme
+        except httpx.InvalidURL as error:
+            raise InputError(f"endpoint {url!r}: not an address ({error})") from None
+        if scheme not in ("http", "https"):
             raise InputError(f"endpoint {url!r}: allowed: an http:// or https:// address")
         self._url = url.rstrip("/") + "/chat/completions"
+        if api_key and not re.fullmatch(r"[!-~]+", api_key):
+            # Not shown: a message may end up in a log.
+            raise InputError("the API key has characters that no key has, such as a line break")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.Client(timeout=limits.timeout, headers=headers)
         self._limits = limits
@@ -102,7 +110,7 @@ class Endpoint:
                 response = self._client.post(self._url, json=dict(payload))
             except httpx.TimeoutException:
                 fault = f"no answer within {self._limits.timeout:g} s"
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 fault = str(error) or type(error).__name__
             else:
                 if response.is_success:

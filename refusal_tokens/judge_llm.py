@@ -89,7 +89,7 @@ class LLMJudge:
 
     Attributes:
         unreadable: replies whose answer was no verdict, in either reading; they are ``undecided``.
-        readable: whether any answer was a verdict.
+        readable: whether any answer was a verdict, those that the cache holds among them.
     """
 
     def __init__(
@@ -126,8 +126,10 @@ class LLMJudge:
         payloads = [self.payload(case) for case in cases]
         keys = [content_key(payload) for payload in payloads]
         wanted = {k: p for k, p in zip(keys, payloads, strict=True) if not self._known(k)}
+        # A verdict kept from an earlier run shows as well that this judge gives some.
+        self.readable = self.readable or len(wanted) < len(set(keys))
         failed = self._ask(wanted)
-        if failed and len(failed) == len(wanted):
+        if failed and not self.readable:
             raise self._no_verdicts()
         return [self._verdict(key, failed) for key in keys]
 

@@ -12,7 +12,7 @@ from refusal_tokens.agreement import Agreement, Label, agreement, expected_of
 from refusal_tokens.correction import Corrected, corrected
 from refusal_tokens.errors import InputError
 from refusal_tokens.judge import Case, Judge, Verdict, conversation, without_control_tokens
-from refusal_tokens.outcomes import Outcome
+from refusal_tokens.outcomes import Outcome, distinct
 from refusal_tokens.rates import Rate, rate
 from refusal_tokens.rows import Row
 
@@ -82,7 +82,7 @@ def refused_by_opening(outcomes: Sequence[Outcome]) -> dict[str, tuple[Rate, int
     Beside it stands the number of undecided ones, which are not in it.
     """
     by_token: dict[str, list[str]] = {}
-    for outcome in outcomes:
+    for outcome in distinct(outcomes):
         by_token.setdefault(outcome.decision or "no control token", []).append(outcome.verdict)
     found = {}
     for token, verdicts in by_token.items():
@@ -126,7 +126,7 @@ def _llm_judge(options: Any) -> tuple[Judge, Any]:
     for option in ("endpoint", "model", "cache"):
         if not getattr(options, option):
             raise InputError(f"--judge llm needs --{option}")
-    key = os.environ.get(options.api_key_env) if options.api_key_env else None
+    key = os.environ.get(options.api_key_env, "").strip() if options.api_key_env else None
     if options.api_key_env and not key:
         raise InputError(f"--api-key-env: the environment has no {options.api_key_env}")
     limits = Limits(

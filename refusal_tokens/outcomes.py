@@ -58,6 +58,11 @@ class Outcome:
         return self.verdict == ("answered" if self.decision == RESPOND_TOKEN else "refused")
 
 
+def distinct(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Return each reply once: one that is both the model's own and forced is in a file twice."""
+    return list({(outcome.id, outcome.decision): outcome for outcome in outcomes}.values())
+
+
 def adherence(outcomes: Iterable[Outcome]) -> dict[str, Rate]:
     """Return the share of replies whose text agrees with the token, by token."""
     by_token: dict[str, list[bool]] = {}

@@ -77,7 +77,7 @@ def prepare(recipe: Recipe) -> Prepared:
     rows = {name: mix.rows for name, mix in mixes.items()}
     base = resolve(recipe.model_name_or_path)
     init = recipe.sft.get("model_init_kwargs") or {}
-    passed = {k: init[k] for k in ("revision", "trust_remote_code", "token") if k in init}
+    passed = {k: init[k] for k in ("revision", "trust_remote_code") if k in init}
     tokenizer = load_tokenizer(base, **passed)
     _set_template(tokenizer, recipe.sft.get("chat_template_path"))
     encoder = ChatEncoder(tokenizer, options.system_prompt, options.chat_template_kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ class Rate:
         return f"{100 * self.value:5.1f}%  [{low}, {high}]  n={self.n}"
 
 
-def wilson(share: NDArray[np.floating], n: int) -> tuple[Floats, Floats]:
+def wilson(share: NDArray[np.floating], n: float) -> tuple[Floats, Floats]:
     """Return the 95% score interval of shares of n prompts (Wilson 1927)."""
     share = np.asarray(share, dtype=np.float64)
     z = ndtri(0.975)
@@ -51,6 +52,37 @@ def rate(count: float, n: int) -> Rate:
         return Rate(0, 0, None, None, None)
     low, high = wilson(np.array(count / n), n)
     return Rate(count, n, count / n, float(low), float(high))
+
+
+def clustered_rate(hits: Sequence[bool], clusters: Sequence[Hashable]) -> Rate:
+    """Return the share of hits among items that come in clusters, such as replies to one prompt.
+
+    Wilson's interval of as many independent items as the clusters are worth: n over the design
+    effect, which is the variance of the share between clusters over that of independent items (Rao
+    and Scott 1992, Biometrics 48). It is never taken below 1, and where all items are alike, which
+    tells nothing of it, each cluster counts as one item.
+
+    Args:
+        hits: one an item.
+        clusters: which one each item belongs to.
+
+    >>> str(clustered_rate([True, True, False, False], ["a", "a", "b", "b"]))
+    ' 50.0%  [9, 91]  n=4'
+    """
+    n = len(hits)
+    if n == 0:
+        return rate(0, 0)
+    share = sum(hits) / n
+    excess: dict[Hashable, float] = {}
+    for hit, cluster in zip(hits, clusters, strict=True):
+        excess[cluster] = excess.get(cluster, 0.0) + hit - share
+    m = len(excess)
+    worth = float(m)
+    if 0 < share < 1 and m > 1:
+        between = m / (m - 1) * sum(value**2 for value in excess.values()) / n**2
+        worth = n / max(1.0, between / (share * (1 - share) / n))
+    low, high = wilson(np.array(share), worth)
+    return Rate(sum(hits), n, share, float(low), float(high))
 
 
 def auc(scores: NDArray[np.floating], positive: Mask) -> float | None:

@@ -25,6 +25,10 @@ from refusal_tokens.taxonomy import Taxonomy, default_taxonomy, load_taxonomy, t
 SECTIONS = ("model_name_or_path", "peft_config", "quantization_config", "refusal_tokens")
 
 # SFTConfig arguments that would go round the examples or the loss built here.
+NO_SECRETS = (
+    "the recipe is kept in the run and published with the model; log in with `hf auth login`, or "
+    "set HF_TOKEN"
+)
 REFUSED_SFT = {
     "packing": "examples are not packed: each has its own decision position",
     "padding_free": "batches are grouped by length instead",
@@ -39,6 +43,8 @@ REFUSED_SFT = {
     "remove_unused_columns": "the trainer sets it",
     "trust_remote_code": "set model_init_kwargs.trust_remote_code if you must",
     "resume_from_checkpoint": "use --resume",
+    "hub_token": NO_SECRETS,
+    "push_to_hub_token": NO_SECRETS,
 }
 RANGES: dict[str, tuple[float, float]] = {
     "learning_rate": (1e-12, 10.0),
@@ -135,6 +141,8 @@ def recipe_from_dict(data: Mapping[str, Any], name: str, where: str) -> Recipe:
     top = {key: value for key, value in data.items() if key not in SECTIONS}
     sft = _checked(top, SFTConfig, "", RANGES, faults, also=SECTIONS)
     faults += [f"{key}: cannot be set ({REFUSED_SFT[key]})" for key in top if key in REFUSED_SFT]
+    if "token" in (sft.get("model_init_kwargs") or {}):
+        faults.append(f"model_init_kwargs.token: cannot be set ({NO_SECRETS})")
     lora = _section(data, "peft_config", LoraConfig, LORA_RANGES, faults)
     quantization = _quantization(data, BitsAndBytesConfig, faults)
     if quantization and not lora:

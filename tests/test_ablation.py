@@ -142,7 +142,7 @@ def test_a_tiny_ablation_runs_writes_its_table_and_resumes(
     assert json.loads(lost.read_text())["measures"] == measures
 
     assert ablation.main([*command, "--set", "learning_rate=0.5"]) == 2
-    assert "is of other settings" in capsys.readouterr().err
+    assert "default-0/results.json: other recipe now; use another" in capsys.readouterr().err
 
 
 def test_an_unknown_variant_is_named(capsys: pytest.CaptureFixture[str]) -> None:
