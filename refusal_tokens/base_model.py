@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from refusal_tokens.errors import InputError, nearest
@@ -92,16 +98,33 @@ def load_tokenizer(name: str, **kwargs: Any) -> Tokenizer:
         raise InputError(f"model {name!r}: no tokenizer could be loaded ({error})") from None
 
 
+def load_config(name: str, **kwargs: Any) -> PretrainedConfig:
+    """Load the configuration of a model.
+
+    Raises:
+        InputError: if there is none, or it is of no known architecture.
+    """
+    try:
+        return AutoConfig.from_pretrained(name, **kwargs)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model {name!r}: no configuration could be loaded ({error})") from None
+
+
 def load_model(name: str, **kwargs: Any) -> PreTrainedModel:
     """Load a causal language model.
 
     Raises:
-        InputError: if it is missing, damaged or of no known architecture.
+        InputError: if it is missing, damaged, of no known architecture, or an argument is unknown.
     """
     from safetensors import SafetensorError
 
     try:
         return AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **kwargs)
+    except TypeError as error:
+        # Arguments that no loader knows end up at the model's class.
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise InputError(f"model {name!r}: model_init_kwargs: {error}") from None
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"model {name!r}: could not be loaded ({error})") from None
 

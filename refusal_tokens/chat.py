@@ -104,7 +104,8 @@ class ChatEncoder:
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         if self.system_prompt is not None and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self.system_prompt}, *messages]
+            guarded = self._guarded(self.system_prompt)
+            messages = [{"role": "system", "content": guarded}, *messages]
         try:
             rendered = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],

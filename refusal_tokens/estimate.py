@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from trl import SFTConfig
 
 from refusal_tokens.base_model import fast_dtype
 from refusal_tokens.errors import InputError
-from refusal_tokens.preparation import Prepared
+from refusal_tokens.preparation import Prepared, loading
 
 # Operations per second and core: a round figure for bfloat16 on AVX-512, halved for float32. The
 # estimate states its own uncertainty.
@@ -64,9 +64,10 @@ class Estimate:
 def estimate(prepared: Prepared, folder: Path) -> Estimate:
     """Estimate a run from its recipe and rows; the weights are not loaded."""
     sft, examples = prepared.recipe.sft, prepared.examples
-    config = AutoConfig.from_pretrained(prepared.base)
+    config = prepared.config
+    remote = loading(prepared.recipe).get("trust_remote_code", False)
     with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote)
     model.tie_weights()
     parameters = sum(p.numel() for p in model.parameters())
     batch = sft.get("per_device_train_batch_size", 8)

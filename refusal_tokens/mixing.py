@@ -44,10 +44,12 @@ class Mix:
     Attributes:
         rows: source by source, each in its own order.
         drawn: one entry a source.
+        found: all rows of the sources, those that were not drawn among them.
     """
 
     rows: list[Row]
     drawn: tuple[Drawn, ...]
+    found: list[Row]
 
 
 def read_mix(
@@ -101,7 +103,8 @@ def read_mix(
         )
         for before, part, taken in zip(whole, parts, rows, strict=True)
     ]
-    return Mix([row for taken in rows for row in taken], tuple(drawn))
+    found = [row for part in whole for row in part.rows]
+    return Mix([row for taken in rows for row in taken], tuple(drawn), found)
 
 
 def draw(rows: Sequence[Row], count: int, seed: int) -> list[Row]:

@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
+from transformers import PretrainedConfig
 
 from refusal_tokens.checkpoint import Checkpoint, CheckpointInfo, info_summary, versions
 from refusal_tokens.errors import InputError
@@ -60,7 +61,7 @@ def profile_rows(
         raise InputError(f"temperatures must be above 0; found {list(temperatures)}")
     temperatures = sorted({1.0, *temperatures})
     prompts = [checkpoint.encoder.prompt_ids(row.prompt) for row in rows]
-    _check_lengths(checkpoint, rows, prompts)
+    check_lengths(context_limit(checkpoint.model.config), rows, prompts)
     weights = next(checkpoint.model.parameters())
     dtype = str(weights.dtype).removeprefix("torch.")
     metadata = profile_metadata(checkpoint.info, rows, dtype, weights.device.type)
@@ -180,10 +181,18 @@ class Results:
         assert self.done.all(), "prompts are missing from the profile"
 
 
-def _check_lengths(
-    checkpoint: Checkpoint, rows: Sequence[Row], prompts: Sequence[Sequence[int]]
-) -> None:
-    limit = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None)
+def context_limit(config: PretrainedConfig) -> int | None:
+    """Return how many tokens a model takes; None where its configuration does not say."""
+    limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit
+
+
+def check_lengths(limit: int | None, rows: Sequence[Row], prompts: Sequence[Sequence[int]]) -> None:
+    """Check that prompts fit the model.
+
+    Raises:
+        InputError: naming the first that does not.
+    """
     for row, prompt in zip(rows, prompts, strict=True):
         if limit is not None and len(prompt) > limit:
             raise InputError(

@@ -9,18 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PretrainedConfig
 from transformers import PreTrainedTokenizerFast as Tokenizer
 from trl import SFTConfig
 
-from refusal_tokens.base_model import load_tokenizer, resolve
+from refusal_tokens.base_model import load_config, load_tokenizer, resolve
 from refusal_tokens.chat import ChatEncoder
 from refusal_tokens.errors import InputError
 from refusal_tokens.examples import ExampleSet, build_examples
 from refusal_tokens.files import read_json, read_text, write_json
 from refusal_tokens.mixing import Drawn, read_mix
 from refusal_tokens.options import SPLITS, RefusalOptions
+from refusal_tokens.prefill import check_lengths, context_limit
 from refusal_tokens.recipe import Recipe
-from refusal_tokens.rows import Row, data_hash
+from refusal_tokens.rows import Row, check_hub_columns, data_hash
 from refusal_tokens.safeguards import check_answers
 from refusal_tokens.tokens import add_control_tokens
 
@@ -35,6 +37,7 @@ class Prepared:
         rows: split -> rows.
         drawn: what each training source gave.
         base: what ``from_pretrained`` loads.
+        config: the base model's.
         tokenizer: with the control tokens added.
         encoder: prompts and replies to ids.
         control_ids: ``<|respond|>`` first.
@@ -45,6 +48,7 @@ class Prepared:
     rows: Mapping[str, Sequence[Row]]
     drawn: Sequence[Drawn]
     base: str
+    config: PretrainedConfig
     tokenizer: Tokenizer
     encoder: ChatEncoder
     control_ids: list[int]
@@ -68,19 +72,21 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     options = recipe.options
     seed = recipe.sft.get("seed", SFTConfig.seed)
+    base = resolve(recipe.model_name_or_path)
+    config = load_config(base, **loading(recipe))
+    tokenizer = load_tokenizer(base, **loading(recipe))
+    _set_template(tokenizer, recipe.sft.get("chat_template_path"))
+    encoder = ChatEncoder(tokenizer, options.system_prompt, options.chat_template_kwargs)
+    # What a Hub set says of itself is looked at for all of them before the first is downloaded.
+    check_hub_columns([source for name in SPLITS for source in getattr(options, name)])
     mixes = {
         name: read_mix(sources, recipe.taxonomy, seed=seed, **_drawing(options, name))
         for name in SPLITS
         if (sources := getattr(options, name))
     }
-    check_answers(mixes["train"].rows)
+    check_answers(mixes["train"].rows, mixes["train"].found)
     rows = {name: mix.rows for name, mix in mixes.items()}
-    base = resolve(recipe.model_name_or_path)
-    init = recipe.sft.get("model_init_kwargs") or {}
-    passed = {k: init[k] for k in ("revision", "trust_remote_code") if k in init}
-    tokenizer = load_tokenizer(base, **passed)
-    _set_template(tokenizer, recipe.sft.get("chat_template_path"))
-    encoder = ChatEncoder(tokenizer, options.system_prompt, options.chat_template_kwargs)
+    _check_context([row for name in SPLITS[1:] for row in rows.get(name, ())], encoder, config)
     control_ids = add_control_tokens(tokenizer, recipe.taxonomy) if options.control_tokens else []
     limit = recipe.sft.get("max_length", SFTConfig.max_length)
     examples = build_examples(
@@ -95,7 +101,24 @@ def prepare(recipe: Recipe) -> Prepared:
     if not examples.examples:
         raise InputError(f"no training rows are left: all are longer than max_length {limit}")
     drawn = mixes["train"].drawn
-    return Prepared(recipe, rows, drawn, base, tokenizer, encoder, control_ids, examples)
+    return Prepared(recipe, rows, drawn, base, config, tokenizer, encoder, control_ids, examples)
+
+
+def _check_context(rows: Sequence[Row], encoder: ChatEncoder, config: PretrainedConfig) -> None:
+    """Check that prompts which are profiled after training fit the model; training drops such rows.
+
+    A token is a byte or more, and a template adds a few to each turn: only prompts that long are
+    encoded.
+    """
+    limit = context_limit(config)
+    suspected = [row for row in rows if limit and 2 * len(row.prompt_text.encode()) > limit]
+    check_lengths(limit, suspected, [encoder.prompt_ids(row.prompt) for row in suspected])
+
+
+def loading(recipe: Recipe) -> dict[str, Any]:
+    """Return what tokenizer, configuration and weights are all loaded with."""
+    init = recipe.sft.get("model_init_kwargs") or {}
+    return {key: init[key] for key in ("revision", "trust_remote_code") if key in init}
 
 
 def _drawing(options: RefusalOptions, split: str) -> dict[str, Any]:
@@ -130,27 +153,40 @@ def _set_template(tokenizer: Tokenizer, path: str | None) -> None:
     tokenizer.chat_template = source.chat_template
 
 
-def start_run(folder: Path, prepared: Prepared, *, resume: bool, overwrite: bool) -> None:
-    """Claim a run folder, so that no run is lost to another.
+def check_run(folder: Path, prepared: Prepared, *, resume: bool, overwrite: bool) -> None:
+    """Check that a run may go into a folder, so that no run is lost to another.
 
     Raises:
-        InputError: if it holds another run, or there is nothing to resume.
+        InputError: if it holds another run or something else, or there is nothing to resume.
     """
+    if resume and overwrite:
+        raise InputError("--resume goes on with a run and --overwrite replaces it; give one")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; a folder is needed")
     file = folder / RUN_FILE
-    if overwrite and folder.exists():
-        if not file.is_file() and any(folder.iterdir()):
-            raise InputError(f"{folder}: is no run folder, so --overwrite leaves it alone")
-        shutil.rmtree(folder)
-    if resume:
-        if not file.is_file():
-            raise InputError(f"{folder}: no run to resume")
-        if read_json(file) != prepared.run_key:
-            raise InputError(
-                f"{folder}: holds a run of another recipe or other rows; nothing was changed. "
-                "Resume with the same ones, or use --overwrite or another --output-dir"
-            )
-    elif folder.exists() and any(folder.iterdir()):
+    used = folder.exists() and any(folder.iterdir())
+    if overwrite and used and not file.is_file():
+        raise InputError(f"{folder}: is no run folder, so --overwrite leaves it alone")
+    if resume and not file.is_file():
+        raise InputError(f"{folder}: no run to resume")
+    if resume and read_json(file) != prepared.run_key:
+        raise InputError(
+            f"{folder}: holds a run of another recipe or other rows; nothing was changed. "
+            "Resume with the same ones, or use --overwrite or another --output-dir"
+        )
+    if used and not resume and not overwrite:
         raise InputError(
             f"{folder}: holds a run already; use --resume, --overwrite or another --output-dir"
         )
-    write_json(file, prepared.run_key)
+
+
+def start_run(folder: Path, prepared: Prepared, *, resume: bool, overwrite: bool) -> None:
+    """Claim a run folder; with ``overwrite``, what was in it is gone then.
+
+    Raises:
+        InputError: as ``check_run``.
+    """
+    check_run(folder, prepared, resume=resume, overwrite=overwrite)
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
+    write_json(folder / RUN_FILE, prepared.run_key)

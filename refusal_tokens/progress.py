@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
 
+from refusal_tokens.files import write_text
+
 
 class LogFile(TrainerCallback):  # type: ignore[misc]
     """Writes each log entry as a JSON line."""
 
-    def __init__(self, path: Path, keep: bool) -> None:
-        """Start the file, or go on with it where ``keep`` is set."""
+    def __init__(self, path: Path, after: int) -> None:
+        """Start the file, or go on with it after a step; later entries will come again."""
         self._path = path
-        if not keep:
-            path.unlink(missing_ok=True)
+        lines = path.read_text("utf-8").splitlines() if after and path.is_file() else []
+        kept = [line for line in lines if _step(line) <= after]
+        write_text(path, "".join(f"{line}\n" for line in kept))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Append the entry with its step."""
         entry = {"step": state.global_step, **(logs or {})}
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
+
+
+def _step(line: str) -> float:
+    """The step of a log entry; infinity for one that was cut off."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 class Progress(ProgressCallback):  # type: ignore[misc]

@@ -149,6 +149,23 @@ def _hub_table(path: str) -> Table:
     return Table(tuple(dataset.column_names), numbered)
 
 
+def hub_columns(path: str) -> tuple[str, ...] | None:
+    """Return the columns that a Hub set's card states, without downloading it; None without.
+
+    Raises:
+        InputError: if the set is missing or gated, or the Hub cannot be reached.
+    """
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    name, config, split = hub_parts(path)
+    try:
+        features = datasets.load_dataset_builder(name, config).info.features
+    except (DatasetsError, OSError, ValueError) as error:
+        raise InputError(f"{path}: {_hub_fault(name, config, split, error)}") from None
+    return tuple(features) if features else None
+
+
 def _hub_fault(name: str, config: str | None, split: str, error: Exception) -> str:
     """Say why a Hub set cannot be loaded, and what to do."""
     from datasets.exceptions import DatasetGenerationError

@@ -29,6 +29,7 @@ NO_SECRETS = (
     "the recipe is kept in the run and published with the model; log in with `hf auth login`, or "
     "set HF_TOKEN"
 )
+NO_EVALUATION = "calibration and test rows are profiled after training, not during it"
 REFUSED_SFT = {
     "packing": "examples are not packed: each has its own decision position",
     "padding_free": "batches are grouped by length instead",
@@ -43,6 +44,9 @@ REFUSED_SFT = {
     "remove_unused_columns": "the trainer sets it",
     "trust_remote_code": "set model_init_kwargs.trust_remote_code if you must",
     "resume_from_checkpoint": "use --resume",
+    "eval_strategy": NO_EVALUATION,
+    "do_eval": NO_EVALUATION,
+    "load_best_model_at_end": NO_EVALUATION,
     "hub_token": NO_SECRETS,
     "push_to_hub_token": NO_SECRETS,
 }

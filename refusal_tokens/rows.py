@@ -12,7 +12,7 @@ from typing import Any
 from refusal_tokens.errors import InputError, one_message
 from refusal_tokens.files import write_text
 from refusal_tokens.maps import FIELDS, MapFault, RowMap, built_in_maps
-from refusal_tokens.readers import HUB, Records, hub_parts, open_table
+from refusal_tokens.readers import HUB, Records, hub_columns, hub_parts, open_table
 from refusal_tokens.row_checks import (
     REQUIRED,
     Messages,
@@ -184,6 +184,21 @@ def _mapped_records(source: Source, taxonomy: Taxonomy, faults: list[str]) -> Re
         faults.append(f"{places[0]}: {text}{more}")
 
 
+def check_hub_columns(sources: Sequence[Source]) -> None:
+    """Check the columns that Hub sets say they have, and that they may be read, before downloads.
+
+    Raises:
+        InputError: for a set that is missing or gated, or whose columns differ from its map's.
+    """
+    faults = []
+    for source in sources:
+        columns = hub_columns(source.path) if source.path.startswith(HUB) else None
+        found = _column_faults(source, columns, source.row_map) if columns else []
+        faults += [f"{source.path}: {fault}" for fault in found]
+    if faults:
+        raise one_message(faults, "rows")
+
+
 def _column_faults(source: Source, columns: Sequence[str], row_map: RowMap | None) -> list[str]:
     """Say what a set's columns lack; an empty JSONL file has none, and is named as empty."""
     if row_map is not None:
@@ -247,13 +262,13 @@ def write_jsonl(path: str | Path, rows: Iterable[Row]) -> None:
 
 
 def data_hash(rows: Iterable[Row]) -> str:
-    """SHA-256 over ids, prompts, labels, categories and responses, whatever the order of rows."""
-    parts = sorted(
-        json.dumps(
-            [row.id, row.prompt_sha256, row.label, row.category, row.response], ensure_ascii=False
-        )
-        for row in rows
-    )
+    """SHA-256 over all that is trained or measured of rows, whatever their order."""
+
+    def part(row: Row) -> list[Any]:
+        kept = [row.id, row.prompt_sha256, row.label, row.category, row.response]
+        return kept if row.train_control else [*kept, "control token not trained"]
+
+    parts = sorted(json.dumps(part(row), ensure_ascii=False) for row in rows)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

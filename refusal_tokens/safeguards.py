@@ -14,7 +14,7 @@ from refusal_tokens.rows import Row
 from refusal_tokens.taxonomy import HARMFUL, RESPOND
 
 
-def harmful_answers(rows: Iterable[Row]) -> list[str]:
+def harmful_answers(rows: Iterable[Row], among: Iterable[Row] | None = None) -> list[str]:
     """Name the rows that reply under ``<|respond|>`` to a prompt that others ask to refuse.
 
     Prompts are the same where they agree word for word; case and punctuation do not count. Only the
@@ -22,11 +22,13 @@ def harmful_answers(rows: Iterable[Row]) -> list[str]:
 
     Args:
         rows: those that are trained or shipped together.
+        among: where refusals are looked for; None: in ``rows``. Rows that a recipe leaves out still
+            say that their prompt is harmful.
     """
     rows = list(rows)
     asked = {
         exact_key(row): row.id
-        for row in rows
+        for row in (rows if among is None else among)
         if row.label == "refuse" and row.category == HARMFUL and row.train_control
     }
     return [
@@ -37,12 +39,12 @@ def harmful_answers(rows: Iterable[Row]) -> list[str]:
     ]
 
 
-def check_answers(rows: Iterable[Row]) -> None:
-    """Refuse rows that would train an answer to a harmful request.
+def check_answers(rows: Iterable[Row], among: Iterable[Row]) -> None:
+    """Refuse rows that would train an answer to a harmful request; see ``harmful_answers``.
 
     Raises:
         InputError: naming up to twenty of them.
     """
-    found = harmful_answers(rows)
+    found = harmful_answers(rows, among)
     if found:
         raise one_message(found[:20], "the training rows")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from refusal_tokens.base_model import fast_dtype, load_model
 from refusal_tokens.checkpoint import CheckpointInfo, save_checkpoint, versions
 from refusal_tokens.errors import InputError
 from refusal_tokens.examples import IGNORED, Example
-from refusal_tokens.files import clear_write_errors
+from refusal_tokens.files import atomic_folder, clear_write_errors
 from refusal_tokens.preparation import Prepared
 from refusal_tokens.progress import LogFile, Progress
 from refusal_tokens.recipe import Recipe, sft_arguments
@@ -49,26 +51,54 @@ def train(prepared: Prepared, folder: Path, *, resume: bool = False) -> Checkpoi
     """
     recipe = prepared.recipe
     began = time.monotonic()
-    trainer = build_trainer(prepared, folder, keep_log=resume)
-    saved = sorted((folder / "trainer").glob("checkpoint-*")) if resume else []
+    saved = last_checkpoint(folder / "trainer") if resume else None
+    trainer = build_trainer(prepared, folder, after=step_of(saved) if saved else 0)
     if resume and not saved:
         print("No step was saved before the interruption; starting from the first", flush=True)
     with clear_write_errors(folder / "trainer"):
-        result = trainer.train(resume_from_checkpoint=bool(saved) or None)
+        result = trainer.train(resume_from_checkpoint=str(saved) if saved else None)
     seconds = time.monotonic() - began
     info = _info(prepared, trainer, result.global_step, seconds)
     if recipe.peft_config is None:
         merged = causal_lm(trainer.model).to(_save_dtype(recipe, causal_lm(trainer.model)))
     else:
-        trainer.model.save_pretrained(folder / "adapter", save_embedding_layers=False)
+        with atomic_folder(folder / "adapter") as temporary:
+            trainer.model.save_pretrained(temporary, save_embedding_layers=False)
         del trainer
         gc.collect()
         merged = merge(prepared, folder / "adapter")
     return save_checkpoint(folder / "model", merged, prepared.tokenizer, info)
 
 
-def build_trainer(prepared: Prepared, folder: Path, *, keep_log: bool = False) -> RefusalTrainer:
-    """Load the model and build the trainer of a recipe; its log goes to ``folder/train.jsonl``."""
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the trainer's last whole checkpoint; those cut off while written are removed.
+
+    The trainer writes ``trainer_state.json`` last.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=step_of)
+    while found:
+        try:
+            json.loads((found[-1] / "trainer_state.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(found.pop())
+        else:
+            return found[-1]
+    return None
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step after which a trainer's checkpoint was saved."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def build_trainer(prepared: Prepared, folder: Path, *, after: int = 0) -> RefusalTrainer:
+    """Load the model and build the trainer of a recipe.
+
+    Args:
+        prepared: from ``prepare``.
+        folder: the run's; the log goes to its ``train.jsonl``.
+        after: the step that a resumed run goes on from; the log is kept up to it.
+    """
     recipe = prepared.recipe
     config = sft_config(recipe, folder)
     set_seed(config.seed)
@@ -82,7 +112,7 @@ def build_trainer(prepared: Prepared, folder: Path, *, keep_log: bool = False) -
         train_dataset=_dataset(examples.examples),
         processing_class=prepared.tokenizer,
         peft_config=_lora(recipe, model, prepared.control_ids),
-        callbacks=[LogFile(folder / "train.jsonl", keep=keep_log)],
+        callbacks=[LogFile(folder / "train.jsonl", after)],
         control_ids=prepared.control_ids,
         control_share=recipe.options.control_share,
         control_smoothing=recipe.options.control_smoothing,

@@ -36,7 +36,7 @@ def _train(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, options.set)
     if not options.dry_run:
         _restart_for_cpu()
-    from refusal_tokens.preparation import prepare, start_run
+    from refusal_tokens.preparation import check_run, prepare, start_run
     from refusal_tokens.training import train
 
     model_name = Path(recipe.model_name_or_path).name
@@ -49,12 +49,13 @@ def _train(options: argparse.Namespace) -> None:
     if len(prepared.drawn) > 1 or any(d.skipped or d.left_out for d in prepared.drawn):
         print("\n".join(f"mix      {drawn}" for drawn in prepared.drawn))
     expected = estimate(prepared, folder)
-    if options.dry_run:
-        print(expected)
-        return
-    check_disk(expected, folder)
-    start_run(folder, prepared, resume=options.resume, overwrite=options.overwrite)
+    where = {"resume": options.resume, "overwrite": options.overwrite}
     print(f"{expected}\nrun      {folder}", flush=True)
+    check_disk(expected, folder)
+    if options.dry_run:
+        check_run(folder, prepared, **where)
+        return
+    start_run(folder, prepared, **where)
     try:
         train(prepared, folder, resume=options.resume)
     except KeyboardInterrupt:
