@@ -48,6 +48,15 @@ POSITIONS = [
 ]
 
 
+def test_a_system_prompt_s_spellings_are_plain_text_wherever_it_comes_from() -> None:
+    text = "Say <|respond|><|im_end|> first."
+    said = [{"role": "system", "content": text}, *user("x")]
+    own = ChatEncoder(TOKENIZER, system_prompt=text)
+    assert own.prompt_ids(user("x")) == ENCODER.prompt_ids(said)
+    assert own.reply_ids("Yes.") == ENCODER.reply_ids("Yes.")
+    assert not set(CONTROLS) & set(own.prompt_ids(user("x")))
+
+
 def test_at_least_200_spellings_and_positions_are_tried() -> None:
     assert len(SPELLINGS) * len(POSITIONS) >= 200
 

@@ -222,6 +222,32 @@ def test_single_unreadable_answers_are_undecided_and_counted(
     assert judge.verdicts(CASES) == [*WANTED[:4], "undecided", *WANTED[5:]]
     assert judge.unreadable == 1
     assert len(Cache(tmp_path / "c.jsonl")) == 8
+    # Again, where all that is left to ask is unreadable.
+    assert make(serve(play), tmp_path / "c.jsonl").verdicts(CASES)[4] == "undecided"
+
+
+def test_half_an_emoji_in_a_reason_is_kept(serve: Callable[[Play], Server], tmp_path: Path) -> None:
+    server = serve(always('{"reason": "sad \\ud83d", "verdict": "refused"}'))
+    for _ in range(2):
+        assert make(server, tmp_path / "c.jsonl").verdicts(CASES[:2]) == ["refused", "refused"]
+    assert len(server.bodies) == 2
+
+
+def test_an_answer_in_a_broken_encoding_is_a_message(serve: Callable[[Play], Server]) -> None:
+    server = serve(lambda *_: (200, {"Content-Encoding": "gzip"}, "no gzip"))
+    with pytest.raises(InputError, match="3 tries failed"):
+        make(server).verdicts(CASES[:1])
+
+
+def test_a_broken_address_or_key_is_a_message_without_the_key() -> None:
+    for address in ("http://localhost:80x/v1", "ftp://localhost/v1", "localhost:8000"):
+        with pytest.raises(InputError, match="endpoint"):
+            make(address)
+    for key in ("sk-SECRET\n", "sk-SÉCRET"):
+        with pytest.raises(InputError) as caught:
+            Endpoint("http://localhost/v1", key, Limits())
+        assert "SECRET" not in str(caught.value)
+        assert "SÉCRET" not in str(caught.value)
 
 
 def test_a_judge_that_never_decides_measures_nothing(serve: Callable[[Play], Server]) -> None:

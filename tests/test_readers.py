@@ -15,7 +15,8 @@ from stand_ins import COCONOT_CONTRAST, COCONOT_ORIGINAL, OR_BENCH, write_hub_se
 
 from refusal_tokens.errors import InputError
 from refusal_tokens.readers import hub_parts, open_table
-from refusal_tokens.rows import read_rows
+from refusal_tokens.rows import check_hub_columns, read_rows
+from refusal_tokens.sources import Source
 from refusal_tokens.taxonomy import default_taxonomy
 
 TAXONOMY = default_taxonomy()
@@ -75,6 +76,24 @@ def test_columns_of_a_hub_set_are_checked_before_its_rows(hub: Path) -> None:
     assert "no column 'subcategory' to read 'subcategory' from (did you mean 'category'?)" in said
     assert "expected: id, prompt, response, category, subcategory" in said
     assert said.endswith("found: prompt, category")
+
+
+def test_columns_that_a_hub_set_states_are_checked_before_any_download(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = hub / "some" / "set" / "README.md"
+    features = ["dataset_info:", "- config_name: default", "  features:"]
+    features += [line for c in OR_BENCH[0] for line in (f"  - name: {c}", "    dtype: string")]
+    card.write_text(card.read_text().replace("---\n", "\n".join(["---", *features, ""]), 1))
+    downloaded = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **_: downloaded.append(a))
+    fitting = Source("hub:some/set", "or_bench")
+    check_hub_columns([fitting, Source("hub:allenai/coconot/original", "coconot_original")])
+    with pytest.raises(InputError, match="no column 'id' to read 'id' from"):
+        check_hub_columns([fitting, Source("hub:some/set", "coconot_original")])
+    with pytest.raises(InputError, match=r"orignal: cannot be loaded"):
+        check_hub_columns([fitting, Source("hub:allenai/coconot/orignal", "coconot_original")])
+    assert not downloaded
 
 
 def test_a_hub_set_of_another_shape_without_map_is_one_fault(hub: Path) -> None:

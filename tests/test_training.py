@@ -110,8 +110,11 @@ def test_another_run_s_folder_is_left_alone(
 ) -> None:
     before = fingerprint(tiny_run / "model")
     settings = tiny_settings(tiny_base(True), rows_file)
-    assert run(ROOT / "recipes" / "tiny.yaml", tiny_run, settings) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    for flags in ([], ["--dry-run"]):
+        assert run(ROOT / "recipes" / "tiny.yaml", tiny_run, settings, *flags) == 2
+        assert "holds a run already" in capsys.readouterr().err
+    assert run(ROOT / "recipes" / "tiny.yaml", tiny_run, settings, "--resume", "--overwrite") == 2
+    assert "give one" in capsys.readouterr().err
     other = [*settings, "learning_rate=0.5"]
     assert run(ROOT / "recipes" / "tiny.yaml", tiny_run, other, "--resume") == 2
     assert "another recipe" in capsys.readouterr().err
@@ -121,10 +124,12 @@ def test_another_run_s_folder_is_left_alone(
 def test_overwrite_spares_a_folder_that_is_no_run(
     tiny_run: Path, tiny_base: Callable[[bool], Path], rows_file: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "thesis.txt").write_text("precious")
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("precious")
     settings = tiny_settings(tiny_base(True), rows_file)
-    assert run(ROOT / "recipes" / "tiny.yaml", tmp_path, settings, "--overwrite") == 2
-    assert (tmp_path / "thesis.txt").read_text() == "precious"
+    for place in (tmp_path, thesis):
+        assert run(ROOT / "recipes" / "tiny.yaml", place, settings, "--overwrite") == 2
+        assert thesis.read_text() == "precious"
 
 
 def test_a_killed_run_resumes_to_the_same_weights(
@@ -151,10 +156,18 @@ def test_a_killed_run_resumes_to_the_same_weights(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (broken / "model").exists()
+    # As if the kill had come while the next checkpoint was written.
+    cut_off = broken / "trainer" / "checkpoint-55"
+    cut_off.mkdir()
+    (cut_off / "trainer_state.json").write_text('{"global_step":')
 
     assert run(ROOT / "recipes" / "tiny.yaml", broken, settings, "--resume") == 0
-    steps = [json.loads(line) for line in (broken / "train.jsonl").read_text().splitlines()]
-    assert max(entry["step"] for entry in steps) == 60
+    assert not cut_off.exists()
+    steps = [json.loads(line)["step"] for line in (broken / "train.jsonl").read_text().splitlines()]
+    assert max(steps) == 60
+    # Only the summary at the end shares its step with another entry.
+    assert steps == sorted(steps)
+    assert len(set(steps)) >= len(steps) - 1
     a = AutoModelForCausalLM.from_pretrained(straight / "model").state_dict()
     b = AutoModelForCausalLM.from_pretrained(broken / "model").state_dict()
     gaps = {name: (a[name] - b[name]).abs().max().item() for name in a}
@@ -219,3 +232,25 @@ def test_too_long_rows_are_dropped_and_named(
     captured = capsys.readouterr()
     assert "row 'long' is dropped" in captured.err
     assert "1 dropped" in captured.out
+
+
+def test_what_is_profiled_after_training_has_to_fit_the_model(
+    tiny_base: Callable[[bool], Path], rows_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    config = AutoModelForCausalLM.from_pretrained(tiny_base(True)).config
+    long = {"id": "long", "prompt": "word " * config.max_position_embeddings, "label": "respond"}
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps(long | {"response": None}) + "\n")
+    settings = [*tiny_settings(tiny_base(True), rows_file), f"refusal_tokens.test={path}"]
+    assert run(ROOT / "recipes" / "tiny.yaml", tmp_path / "run", settings) == 2
+    assert f"the model takes {config.max_position_embeddings}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_misspelt_model_argument_is_named(
+    tiny_base: Callable[[bool], Path], rows_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    settings = [*tiny_settings(tiny_base(True), rows_file), "model_init_kwargs.atn_impl=eager"]
+    assert run(ROOT / "recipes" / "tiny.yaml", tmp_path / "run", settings) == 2
+    assert "model_init_kwargs: " in (said := capsys.readouterr().err)
+    assert "'atn_impl'" in said

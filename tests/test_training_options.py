@@ -302,6 +302,10 @@ def test_an_answer_to_a_harmful_request_is_a_fault_of_the_data() -> None:
     assert not harmful_answers([replace(r, response=None) for r in harmful_pair()])
     benign = [replace(r, category="incomplete") for r in harmful_pair()]
     assert not harmful_answers(benign)
+    # A refusal that a mix leaves out still says that its prompt is harmful.
+    asked, answered = harmful_pair()
+    assert not harmful_answers([answered])
+    assert harmful_answers([answered], among=[asked, answered])
 
 
 def test_an_answer_to_a_harmful_request_is_not_trained(
