@@ -11,7 +11,7 @@ from refusal_tokens.checkpoint import info_summary
 from refusal_tokens.evaluate import Plan, generate_outcomes
 from refusal_tokens.evaluation import Evaluation, evaluate_outcomes
 from refusal_tokens.helpfulness import Helpfulness, compare_with_base, find_base
-from refusal_tokens.outcomes import write_outcomes
+from refusal_tokens.outcomes import beside, write_outcomes
 from refusal_tokens.partial import partial_file
 from refusal_tokens.prefill import profile_rows
 from refusal_tokens.profiles import Profile, write_profile
@@ -69,12 +69,16 @@ def evaluate_model(
     with partial_file(output.with_name(f"{output.name}.partial"), work) as kept:
         outcomes = generate_outcomes(model, chosen, profile, plan, kept)
         helpfulness = None
-        files = {"outcomes": str(output), "profile": str(_beside(output, "profile"))}
+        files = {"outcomes": str(output), "profile": str(beside(output, "profile"))}
         if found is not None:
             helpfulness, plain = compare_with_base(model, found, rows, outcomes, plan, kept)
             if plain:
-                files["base"] = str(_beside(output, "base"))
-                write_outcomes(files["base"], plain, {"model": found.name})
+                files["base"] = str(beside(output, "base"))
+                asked = {outcome.id for outcome in plain}
+                of = data_hash(row for row in chosen if row.id in asked)
+                write_outcomes(files["base"], plain, {"model": found.name, "data_hash": of})
+        if "base" not in files:
+            beside(output, "base").unlink(missing_ok=True)
         write_profile(files["profile"], profile)
         write_outcomes(output, outcomes, metadata)
     report = evaluate_outcomes(outcomes, model.checkpoint.info.taxonomy)
@@ -96,13 +100,10 @@ def spread(rows: Sequence[Row], limit: int) -> list[Row]:
 def _metadata(model: SteeredModel, profile: Profile, plan: Plan) -> dict[str, Any]:
     return {
         **info_summary(model.checkpoint.info),
+        "taxonomy": model.checkpoint.info.taxonomy.to_dict(),
         "data_hash": profile.metadata["data_hash"],
         "dtype": profile.metadata["dtype"],
         "policy": plan.policy.to_dict(),
         "max_new_tokens": plan.max_new_tokens,
         "forced": list(plan.force),
     }
-
-
-def _beside(output: Path, what: str) -> Path:
-    return output.with_name(f"{output.stem}.{what}.parquet")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from refusal_tokens.errors import InputError
 from refusal_tokens.judge import Case, Judge, Verdict, conversation, without_control_tokens
 from refusal_tokens.outcomes import Outcome, distinct
 from refusal_tokens.rates import Rate, rate
-from refusal_tokens.rows import Row
+from refusal_tokens.rows import Row, data_hash
 
 # Fewer replies than this may all be undecided with good reason.
 SUSPICIOUS = 5
@@ -45,16 +46,56 @@ def against_labels(judge: Judge, labels: Sequence[Label]) -> Agreement:
     return agreement(judge.name, [label.verdict for label in labels], verdicts)
 
 
+def compare_judges(
+    judges: Sequence[Judge], labels: Sequence[Label]
+) -> tuple[list[Agreement], dict[tuple[str, str], Agreement]]:
+    """Judge the labelled replies; compare each judge with the reader, and each two with each other.
+
+    Returns:
+        One agreement a judge; and (first, second) -> their agreement, the first one's verdicts
+        taken as true.
+    """
+    cases = [label.case for label in labels]
+    verdicts = {judge.name: judged(judge, cases) for judge in judges}
+    read = [label.verdict for label in labels]
+    alone = [agreement(name, read, found) for name, found in verdicts.items()]
+    pairs = combinations(verdicts, 2)
+    return alone, {(a, b): agreement(b, verdicts[a], verdicts[b]) for a, b in pairs}
+
+
+def prompts_of(
+    outcomes: Sequence[Outcome], metadata: Mapping[str, Any], rows: Sequence[Row]
+) -> dict[str, Row]:
+    """Return id -> row for the prompts that were replied to.
+
+    Raises:
+        InputError: if one is missing, or the rows are not those the replies were generated on.
+    """
+    by_id = {row.id: row for row in rows}
+    wanted = dict.fromkeys(outcome.id for outcome in outcomes)
+    for name in wanted:
+        if name not in by_id:
+            raise InputError(
+                f"--data: no row {name!r}, whose reply is to be judged; give the files of rows "
+                "that the replies were generated on"
+            )
+    found = {name: by_id[name] for name in wanted}
+    stated, ours = metadata.get("data_hash"), data_hash(found.values())
+    if stated is not None and stated != ours:
+        raise InputError(
+            f"--data: not the rows that the replies were generated on (data hash {ours}; the "
+            f"outcomes file states {stated})"
+        )
+    return found
+
+
 def judge_again(
     judge: Judge, outcomes: Sequence[Outcome], prompts: Mapping[str, Row] | None
 ) -> list[Outcome]:
     """Return the outcomes with a judge's verdicts in place of those that they had.
 
     Args:
-        prompts: id -> row; None for a judge that does not read prompts.
-
-    Raises:
-        InputError: if a reply's prompt is not among them.
+        prompts: from ``prompts_of``; None for a judge that does not read prompts.
     """
     cases = [_case(outcome, prompts) for outcome in outcomes]
     verdicts = judged(judge, cases)
@@ -65,21 +106,15 @@ def judge_again(
 
 
 def _case(outcome: Outcome, prompts: Mapping[str, Row] | None) -> Case:
-    prompt = ""
-    if prompts is not None:
-        if outcome.id not in prompts:
-            raise InputError(
-                f"--data: no row {outcome.id!r}, whose reply is to be judged; give the files of "
-                "rows that the replies were generated on"
-            )
-        prompt = conversation(prompts[outcome.id].prompt)
+    prompt = "" if prompts is None else conversation(prompts[outcome.id].prompt)
     return Case(prompt, outcome.text, expected_of(outcome.decision), outcome.category)
 
 
 def refused_by_opening(outcomes: Sequence[Outcome]) -> dict[str, tuple[Rate, int]]:
     """Return, by opening control token, the share of refusals among decided replies.
 
-    Beside it stands the number of undecided ones, which are not in it.
+    Beside it stands the number of undecided ones, which are not in it. A reply that is both the
+    model's own and forced counts once.
     """
     by_token: dict[str, list[str]] = {}
     for outcome in distinct(outcomes):

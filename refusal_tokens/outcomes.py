@@ -20,6 +20,8 @@ from refusal_tokens.taxonomy import RESPOND_TOKEN
 SCHEMA_VERSION = 1
 METADATA_KEY = b"refusal_tokens"
 JUDGE = RULES
+# Of an evaluation, written beside its outcomes file.
+SIDECARS = ("profile", "base")
 OPTIONAL = ("preferred", "tokens", "ended")
 
 
@@ -80,6 +82,11 @@ def write_outcomes(path: str | Path, outcomes: Sequence[Outcome], metadata: Any)
     meta = {METADATA_KEY: json.dumps({"schema_version": SCHEMA_VERSION, **metadata})}
     with atomic_file(path) as temporary:
         pq.write_table(table.replace_schema_metadata(meta), temporary)
+
+
+def beside(output: Path, what: str) -> Path:
+    """Return where a further file of an evaluation lies."""
+    return output.with_name(f"{output.stem}.{what}.parquet")
 
 
 def holds_outcomes(path: str | Path) -> bool:

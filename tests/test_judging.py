@@ -25,7 +25,7 @@ from refusal_tokens.judge_classifier import (
 from refusal_tokens.judging import against_labels, judged
 from refusal_tokens.outcomes import Outcome, read_outcomes, write_outcomes
 from refusal_tokens.rates import rate
-from refusal_tokens.rows import Row, read_rows
+from refusal_tokens.rows import Row, data_hash, read_rows
 from refusal_tokens.taxonomy import default_taxonomy
 
 LABELS = ROOT / "data" / "labels" / "judge_labels.jsonl"
@@ -207,6 +207,9 @@ def test_the_command_compares_and_judges_again(
     assert main(["judge", "--labels", str(LABELS), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [judge["n"] for judge in found["judges"]] == [292, 292]
+    (pair,) = found["pairs"]
+    assert (pair["first"], pair["judge"][:5]) == (found["judges"][0]["judge"], "class")
+    assert pair["kappa"]["value"] > 0.8
     assert main(["judge", "--labels", str(LABELS), "--judge", "rules"]) == 0
     screen = capsys.readouterr().out
     assert "n=292" in screen
@@ -232,6 +235,46 @@ def test_the_command_compares_and_judges_again(
     ]
     assert main(arguments) == 2
     assert "exists; use --overwrite" in capsys.readouterr().err
+
+
+def test_a_reply_that_is_both_own_and_forced_is_judged_and_counted_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"id": f"r{i}", "prompt": f"Question {i}?", "label": "refuse", "category": "safety",
+         "response": None}
+        for i in range(6)
+    ]  # fmt: skip
+    data, other = tmp_path / "rows.jsonl", tmp_path / "other.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    other.write_text(data.read_text().replace("Question 5", "Else 5"))
+    token = "<|refuse:safety|>"
+    outcomes = [
+        Outcome(row["id"], "refuse", "safety", row["id"], forced, token, "I won't.", "answered",
+                preferred=token)
+        for forced in (None, token)
+        for row in rows
+    ]  # fmt: skip
+    taxonomy = default_taxonomy()
+    metadata = {
+        "taxonomy": taxonomy.to_dict(),
+        "data_hash": data_hash(read_rows([data], taxonomy)),
+        "max_new_tokens": 8,
+    }
+    before, after = tmp_path / "before.parquet", tmp_path / "after.parquet"
+    write_outcomes(before, outcomes, metadata)
+    command = ["judge", str(before), "--output", str(after), "--judge", "rules", "--json"]
+    assert main([*command, "--data", str(other)]) == 2
+    assert "not the rows that the replies were generated on" in capsys.readouterr().err
+    assert main([*command, "--data", str(data)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["refused"][token]["n"] == 6
+    assert found["refused"]["refuse safety"]["n"] == 6
+    assert (found["unchanged"]["count"], found["unchanged"]["n"]) == (0, 6)
+    (forced,) = [a for a in found["report"]["adherence"] if a["token"] == token]
+    assert (forced["preferred"]["count"], forced["preferred"]["n"]) == (6, 6)
+    assert main([*command[:-1], "--overwrite"]) == 0
+    assert "Text that obeys a forced token" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from refusal_tokens.commands.common import command, names_of
@@ -36,11 +37,15 @@ def _compare(options: argparse.Namespace) -> None:
     names = _names(options)
     check_output(options.output, options.overwrite)
     profiles, outcomes = {}, {}
+    rows: dict[frozenset[str], tuple[str, str | None]] = {}
     for name, path in zip(names, options.files, strict=True):
         if holds_outcomes(path):
-            outcomes[name] = read_outcomes(path)[0]
+            outcomes[name], metadata = read_outcomes(path)
+            ids = frozenset(outcome.id for outcome in outcomes[name])
         else:
             profiles[name] = read_profile(path)
+            ids, metadata = frozenset(profiles[name].columns["id"]), profiles[name].metadata
+        _check_rows(rows.setdefault(ids, (name, metadata.get("data_hash"))), name, metadata)
     setting = None
     for profile in profiles.values():
         setting = knobs(options.rule or "route", [0.0] * len(profile.taxonomy.knobs))
@@ -51,6 +56,15 @@ def _compare(options: argparse.Namespace) -> None:
         print(json.dumps(plain({"output": str(options.output), "tests": report.tests}), indent=2))
     else:
         print(_screen(report, options))
+
+
+def _check_rows(first: tuple[str, str | None], name: str, metadata: Mapping[str, Any]) -> None:
+    """Refuse a file whose ids are those of an earlier one, and its rows others."""
+    before, ours = first[1], metadata.get("data_hash")
+    if None not in (before, ours) and before != ours:
+        raise InputError(
+            f"{first[0]} and {name}: the same ids, and other rows (data hashes {before} and {ours})"
+        )
 
 
 def _names(options: argparse.Namespace) -> list[str]:

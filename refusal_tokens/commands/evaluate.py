@@ -62,10 +62,12 @@ def add(commands: Any) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from refusal_tokens.checkpoint import load_info
+    from refusal_tokens.outcomes import SIDECARS, beside
     from refusal_tokens.rows import read_rows
 
-    if options.output.exists() and not options.overwrite:
-        raise InputError(f"{options.output}: exists; use --overwrite or another --output")
+    for file in (options.output, *(beside(options.output, what) for what in SIDECARS)):
+        if file.exists() and not options.overwrite:
+            raise InputError(f"{file}: exists; use --overwrite or another --output")
     for option in ("limit", "max_new_tokens", "batch_size"):
         if getattr(options, option) < 1:
             raise InputError(f"--{option.replace('_', '-')}: allowed: 1 or more")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,16 +119,24 @@ def _train(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     from refusal_tokens.agreement import read_labels, reasons
-    from refusal_tokens.judging import against_labels, make_judge
+    from refusal_tokens.judging import compare_judges, make_judge
 
     labels = read_labels(options.labels)
     judges = [make_judge(name, options) for name in options.judge or ("rules", "classifier")]
-    found = [against_labels(judge, labels) for judge, _ in judges]
+    found, pairs = compare_judges([judge for judge, _ in judges], labels)
     if options.json:
-        reason = {token: asdict(share) for token, share in reasons(labels).items()}
-        print(json.dumps({"judges": [asdict(one) for one in found], "reason_fits": reason}))
+        record = {
+            "judges": [asdict(one) for one in found],
+            "pairs": [{"first": a, "second": b, **asdict(one)} for (a, b), one in pairs.items()],
+            "reason_fits": {token: asdict(share) for token, share in reasons(labels).items()},
+        }
+        print(json.dumps(record))
         return
-    print("\n".join([f"{options.labels}: {len(labels)} replies", "", *_table(found)]))
+    between = [
+        f"{a} and {b}: kappa {one.kappa or 'one verdict only'}  n={one.n}"
+        for (a, b), one in pairs.items()
+    ]
+    print("\n".join([f"{options.labels}: {len(labels)} replies", "", *_table(found), *between]))
     print("\n".join(["", *_reason_lines(labels), *_cost(judges)]))
     print("\nNext: refusal-tokens judge OUTCOMES.parquet --judge rules --output JUDGED.parquet")
 
@@ -168,7 +177,7 @@ def _cost(judges: list[tuple[Any, Any]]) -> list[str]:
 
 def _again(options: argparse.Namespace) -> None:
     from refusal_tokens.agreement import read_labels
-    from refusal_tokens.judging import against_labels, judge_again, make_judge
+    from refusal_tokens.judging import against_labels, judge_again, make_judge, prompts_of
     from refusal_tokens.outcomes import read_outcomes, write_outcomes
 
     outcomes, metadata = read_outcomes(options.outcomes)
@@ -176,39 +185,56 @@ def _again(options: argparse.Namespace) -> None:
     if name != "rules" and not options.data:
         raise InputError(f"--judge {name} reads the prompts too; name their files with --data")
     labels = read_labels(options.labels) if options.labels else None
-    prompts = {row.id: row for row in _rows(options, options.data)} if options.data else None
+    prompts = None
+    if options.data:
+        prompts = prompts_of(outcomes, metadata, _rows(options, options.data))
     judge, endpoint = make_judge(name, options)
     judged = judge_again(judge, outcomes, prompts)
     known = against_labels(judge, labels) if labels else None
     write_outcomes(options.output, judged, {**metadata, "judge": judge.name})
-    _show(options, outcomes, judged, known, _cost([(judge, endpoint)]))
+    _show(options, outcomes, judged, metadata, known, _cost([(judge, endpoint)]))
 
 
 def _show(
     options: argparse.Namespace,
     before: tuple[Outcome, ...],
     after: list[Outcome],
+    metadata: Mapping[str, Any],
     known: Agreement | None,
     cost: list[str],
 ) -> None:
+    from refusal_tokens.analysis import plain
+    from refusal_tokens.evaluation import evaluate_outcomes
+    from refusal_tokens.evaluation_table import evaluation_table
     from refusal_tokens.judging import corrections, refused_by_opening
+    from refusal_tokens.outcomes import distinct
     from refusal_tokens.rates import rate
+    from refusal_tokens.taxonomy import taxonomy_from_dict
 
+    report = None
+    if "taxonomy" in metadata:
+        taxonomy = taxonomy_from_dict(metadata["taxonomy"], str(options.outcomes))
+        report = evaluate_outcomes(after, taxonomy)
     rates = refused_by_opening(after)
+    rates |= {k.kind: (k.by_text, k.undecided) for k in (report.kinds if report else ())}
     right = corrections(rates, known) if known else {}
-    same = sum(a.verdict == b.verdict for a, b in zip(before, after, strict=True))
-    unchanged = rate(same, len(after))
+    pairs = zip(distinct(before), distinct(after), strict=True)
+    same = [a.verdict == b.verdict for a, b in pairs]
+    unchanged = rate(sum(same), len(same))
     if options.json:
         record = {
             "output": str(options.output),
             "judge": options.judge[0],
+            "report": plain(report),
             "unchanged": asdict(unchanged),
             "refused": {t: asdict(r) | {"undecided": u} for t, (r, u) in rates.items()},
             "corrected": {token: asdict(one) for token, one in right.items()},
         }
         print(json.dumps(record))
         return
-    print(f"{options.output}: text that refuses, by the token that opens it")
+    if report:
+        print(evaluation_table(report, metadata["max_new_tokens"], None), end="\n\n")
+    print(f"{options.output}: text that refuses, by the token that opens it, and by kind of prompt")
     print(f"{'':26}{'observed':26}{'undecided':11}{'corrected for the judge' if known else ''}")
     for token, (found, undecided) in rates.items():
         print(f"{token:26}{found!s:26}{undecided:<11}{right.get(token, '')}")
