@@ -4,10 +4,11 @@
 
 Each prompt gets one reply under each control token, which gives the text-level rate at every
 setting. Then every prompt is generated anew by ``SteeredModel.generate`` at five settings of the
-knobs, three greedy and two sampled, and judged. Printed is the difference at each setting, with n;
-a sampled setting's real rate is one draw of decisions, so its expected rate has a 95% binomial band
-beside it. Prompts labelled refuse/safety are left out unless --with-safety is given: the replies to
-them under <|respond|> may be harmful.
+knobs, three greedy and two sampled, and judged. Printed is the difference at each setting, with n.
+The curve of a sampled setting is an expectation over draws of decisions, and real generation is one
+draw: it is compared with the curve at that same draw, and the expectation stands beside it.
+Prompts labelled refuse/safety are left out unless --with-safety is given: the replies to them under
+<|respond|> may be harmful.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom
 from tqdm import tqdm
 
+from refusal_tokens.decision import decide, draws
 from refusal_tokens.evaluate import Plan, generate_outcomes
 from refusal_tokens.evaluation import HARMLESS
 from refusal_tokens.evaluation_run import spread
@@ -52,6 +53,7 @@ def really(model: SteeredModel, rows: list[Row], policy: Policy, options: Any) -
         replies = model.generate(
             [rows[i].prompt for i in batch],
             policy,
+            # Its place among all prompts fixes a prompt's draw.
             rows=batch,
             max_new_tokens=options.max_new_tokens + 1,
             do_sample=False,
@@ -69,7 +71,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=48)
     parser.add_argument("--dtype", default="auto", help="of the weights; default: as saved")
-    parser.add_argument("--with-safety", action="store_true", help=__doc__.splitlines()[-1])
+    parser.add_argument("--with-safety", action="store_true", help="replies may be harmful")
     parser.add_argument("--partial", type=Path, help="a file to keep finished replies in")
     options = parser.parse_args()
     model = SteeredModel.from_checkpoint(options.checkpoint, dtype=options.dtype)
@@ -98,18 +100,21 @@ def main() -> None:
             temperature=temperature,
             seed=number,
         )
-        expected = float(text_refusal(texts, policy.knobs(taxonomy)).mean())
+        setting = policy.knobs(taxonomy)
+        random = draws(policy.seed, range(len(rows))) if temperature else None
+        decisions = decide(profile.control_logits, setting, random)
+        curve = float(texts.refuses[np.arange(len(rows)), decisions].mean())
         real = really(model, rows, policy, options)
-        low, high = binom.interval(0.95, len(rows), expected)
         lines.append(
             {
                 "rule": rule,
                 "bias": bias,
                 "temperature": temperature,
-                "text curve": expected,
+                "text curve": curve,
                 "generated": real,
-                "gap, points": 100 * abs(expected - real),
-                "binomial band": [low / len(rows), high / len(rows)] if temperature else None,
+                "gap, points": 100 * abs(curve - real),
+                "expected": float(text_refusal(texts, setting).mean()),
+                "n": len(rows),
             }
         )
         print(json.dumps(lines[-1]), flush=True)

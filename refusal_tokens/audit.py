@@ -17,7 +17,12 @@ from refusal_tokens.safeguards import harmful_answers
 from refusal_tokens.shortcuts import HIGH, Shortcut, find_shortcuts
 from refusal_tokens.taxonomy import RESPOND, Taxonomy
 
-_SPECIAL = re.compile(r"<\|[a-z0-9_:]+\|>")
+# Control tokens, and what tokenizers of common model families take for a special token.
+_SPECIAL = re.compile(
+    r"<[|｜][\w:▁]+[|｜]>|</?s>|\[/?INST\]|<</?SYS>>"
+    r"|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)

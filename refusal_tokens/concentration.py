@@ -25,7 +25,7 @@ class Repeat:
 
     Attributes:
         kind: ``prompt opening``, ``reply opening`` or ``reply template``.
-        where: label/category, or the category of a template, which both labels share.
+        where: label/category.
         text: the words; in a template ``_`` stands for a rare word.
         rows: how many texts hold it.
         of: how many texts there are.
@@ -41,21 +41,16 @@ class Repeat:
 def repeats(rows: Sequence[Row]) -> list[Repeat]:
     """Return the wordings that recur, by kind and place, most frequent first."""
     cells: dict[Cell, list[Row]] = defaultdict(list)
-    categories: dict[str | None, list[str]] = defaultdict(list)
     for row in rows:
         cells[row.label, row.category].append(row)
-        if row.response is not None:
-            categories[row.category].append(row.response)
     found: list[Repeat] = []
     for cell in sorted(cells, key=cell_name):
         prompts = [row.prompt[-1]["content"] for row in cells[cell]]
         replies = [row.response for row in cells[cell] if row.response is not None]
         found += _openings("prompt opening", cell_name(cell), prompts, PROMPT_WORDS)
         found += _openings("reply opening", cell_name(cell), replies, REPLY_WORDS)
-    for category in sorted(categories, key=str):
-        where, replies = category or "-", categories[category]
         for text, count in reply_templates(replies):
-            found.append(Repeat("reply template", where, text, count, len(replies)))
+            found.append(Repeat("reply template", cell_name(cell), text, count, len(replies)))
     return sorted(found, key=lambda repeat: repeat.kind)
 
 
@@ -90,7 +85,7 @@ def _above(counts: Counter[str], of: int) -> list[tuple[str, int]]:
 
 
 def reply_templates(replies: Sequence[str]) -> list[tuple[str, int]]:
-    """Return the templates that recur among the replies of one category, with their counts.
+    """Return the templates that recur among replies of one kind, with their counts.
 
     A word in at most ``SHARE`` of the replies becomes a slot. A template is a run of ``SHINGLE``
     words that recurs and holds one slot at most. The most frequent template takes its replies out

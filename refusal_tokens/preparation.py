@@ -76,6 +76,8 @@ def prepare(recipe: Recipe) -> Prepared:
     config = load_config(base, **loading(recipe))
     tokenizer = load_tokenizer(base, **loading(recipe))
     _set_template(tokenizer, recipe.sft.get("chat_template_path"))
+    # Before anything is encoded: text that spells a token that is not there yet is not guarded.
+    control_ids = add_control_tokens(tokenizer, recipe.taxonomy) if options.control_tokens else []
     encoder = ChatEncoder(tokenizer, options.system_prompt, options.chat_template_kwargs)
     # What a Hub set says of itself is looked at for all of them before the first is downloaded.
     check_hub_columns([source for name in SPLITS for source in getattr(options, name)])
@@ -87,7 +89,6 @@ def prepare(recipe: Recipe) -> Prepared:
     check_answers(mixes["train"].rows, mixes["train"].found)
     rows = {name: mix.rows for name, mix in mixes.items()}
     _check_context([row for name in SPLITS[1:] for row in rows.get(name, ())], encoder, config)
-    control_ids = add_control_tokens(tokenizer, recipe.taxonomy) if options.control_tokens else []
     limit = recipe.sft.get("max_length", SFTConfig.max_length)
     examples = build_examples(
         rows["train"],

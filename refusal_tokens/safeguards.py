@@ -39,6 +39,12 @@ def harmful_answers(rows: Iterable[Row], among: Iterable[Row] | None = None) -> 
     ]
 
 
+def spelled_tokens(rows: Iterable[Row], tokens: Iterable[str]) -> list[str]:
+    """Return the ids of rows whose prompt spells one of the tokens; it is encoded as plain text."""
+    tokens = tuple(tokens)
+    return [row.id for row in rows if any(token in row.prompt_text for token in tokens)]
+
+
 def check_answers(rows: Iterable[Row], among: Iterable[Row]) -> None:
     """Refuse rows that would train an answer to a harmful request; see ``harmful_answers``.
 

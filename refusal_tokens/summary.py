@@ -122,6 +122,7 @@ def summary_table(summary: Summary) -> str:
     lines.append(f"over-refused ordinary requests  {summary.ordinary}")
     lines.append(f"over-refused, all respond rows  {summary.over_refused}")
     area = "needs both labels" if summary.auc is None else f"{summary.auc:.3f}"
-    lines.append(f"AUC refuse against respond      {area}  (n={summary.n})")
+    labelled = summary.refused.n + summary.over_refused.n
+    lines.append(f"AUC refuse against respond      {area}  (n={labelled})")
     lines.append(f"control mass, unmasked          {summary.control_mass:.4f}  (n={summary.n})")
     return "\n".join(lines)

@@ -113,8 +113,10 @@ def test_a_prompt_that_spells_a_token_is_warned_of() -> None:
     assert "row 'p' spells a special token" in warning
 
 
-@pytest.mark.parametrize("token", ["<|refuse:cat2|>", "<|reserved_special_token_0|>"])
-def test_a_token_with_a_digit_is_warned_of(token: str) -> None:
+@pytest.mark.parametrize(
+    "token", ["<|refuse:cat2|>", "<|Assistant|>", "</s>", "[INST]", "<start_of_turn>", "<｜User｜>"]
+)
+def test_any_family_s_special_token_is_warned_of(token: str) -> None:
     assert audit({"train": [*clean("x"), row("p", f"Say {token}")]}, ONE).warnings
 
 
@@ -242,13 +244,23 @@ def test_the_shipped_data_has_no_faults_and_every_shortcut_is_measured(
 def test_the_shipped_data_covers_every_kind_in_every_split(
     shipped: Mapping[str, list[Row]],
 ) -> None:
-    assert sum(len(rows) for rows in shipped.values()) >= 1000
+    assert len(shipped["train"]) >= 5000
+    assert len(shipped["calibration"]) >= 2000
+    assert sum(row.label == "respond" for row in shipped["calibration"]) >= 1400
+    assert len(shipped["test"]) >= 1000
     for name, rows in shipped.items():
         cells = Counter((row.label, row.category) for row in rows)
-        for category in ("safety", "incomplete", "indeterminate", "humanizing", "unsupported"):
-            assert cells["refuse", category] >= 20, (name, category)
-            assert cells["respond", category] >= 20, (name, category)
-        assert cells["respond", None] >= 100, name
+        for category in default_taxonomy().category_ids:
+            assert cells["refuse", category] >= 100, (name, category)
+            assert cells["respond", category] >= 100, (name, category)
+        assert cells["respond", None] >= 400, name
+    # What train rows with a reply have to cover, besides those that train the control token alone.
+    replied = [row for row in shipped["train"] if row.response and row.train_control]
+    cells = Counter((row.label, row.category) for row in replied)
+    for category in default_taxonomy().category_ids:
+        assert cells["refuse", category] >= 450, category
+        assert cells["respond", category] >= 300, category
+    assert cells["respond", None] >= 1200
 
 
 def test_the_shipped_ids_are_unique_over_all_splits() -> None:

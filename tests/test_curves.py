@@ -185,7 +185,7 @@ def test_the_table_shows_each_rate_with_its_n() -> None:
         assert shown in table[1]
     assert "75.0%" in table[3]
     assert "n=4" in table[3]
-    assert any("0.800  (n=10)" in line for line in table)
+    assert any("0.800  (n=9)" in line for line in table)
 
 
 def test_a_summary_is_json() -> None:

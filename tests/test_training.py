@@ -224,13 +224,15 @@ def test_too_long_rows_are_dropped_and_named(
     tmp_path: Path,
     capsys: Capture,
 ) -> None:
-    long = {"id": "long", "prompt": "word " * 400, "label": "respond", "response": "Yes."}
+    prompt = "<|respond|> " + "word " * 400
+    long = {"id": "long", "prompt": prompt, "label": "respond", "response": "Yes."}
     path = tmp_path / "rows.jsonl"
     path.write_text(rows_file.read_text() + json.dumps(long) + "\n")
     settings = tiny_settings(tiny_base(True), path)
     assert run(ROOT / "recipes" / "tiny.yaml", tmp_path / "run", settings, "--dry-run") == 0
     captured = capsys.readouterr()
     assert "row 'long' is dropped" in captured.err
+    assert "warning: 3 prompts spell a control token" in captured.err
     assert "1 dropped" in captured.out
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refusal_tokens.errors import InputError
+
+if TYPE_CHECKING:
+    from refusal_tokens.rows import Row
 
 
 def command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
@@ -110,3 +114,16 @@ def names_of(paths: Sequence[str]) -> list[str]:
     ]
     whole = [str(Path(path).with_suffix("")) for path in paths]
     return [w if short.count(s) > 1 else s for s, w in zip(short, whole, strict=True)]
+
+
+def warn_of_spellings(rows: Sequence[Row], tokens: Sequence[str]) -> None:
+    """Warn where prompts spell a control token."""
+    from refusal_tokens.safeguards import spelled_tokens
+
+    found = spelled_tokens(rows, tokens)
+    if found:
+        print(
+            f"warning: {len(found)} prompts spell a control token, which is encoded as plain text; "
+            f"the first is row {found[0]!r}",
+            file=sys.stderr,
+        )

@@ -41,11 +41,16 @@ def _taxonomy_of(options: argparse.Namespace) -> Any:
 def _data_check(options: argparse.Namespace) -> None:
     from refusal_tokens.audit import audit
     from refusal_tokens.audit_report import audit_report
-    from refusal_tokens.rows import read_rows
+    from refusal_tokens.rows import read_sources
+    from refusal_tokens.sources import Source
 
     taxonomy, row_map = _taxonomy_of(options), map_of(options.map)
     files = data_files(options.path)
-    splits = {Path(f).stem: read_rows([f], taxonomy, row_map=row_map) for f in files}
+    stems = [Path(file).stem for file in files]
+    # Files of one name in two folders keep their paths.
+    names = [s if stems.count(s) == 1 else str(f) for s, f in zip(stems, files, strict=True)]
+    parts = read_sources([Source(str(file), row_map) for file in files], taxonomy)
+    splits = {name: part.rows for name, part in zip(names, parts, strict=True)}
     found = audit(splits, taxonomy)
     if options.json:
         print(json.dumps(found.record(), indent=2))

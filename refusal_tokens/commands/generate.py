@@ -70,14 +70,15 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _text_settings(options: argparse.Namespace) -> dict[str, Any]:
     checks = {
-        "--max-new-tokens": options.max_new_tokens >= 1,
-        "--temperature": options.temperature >= 0,
-        "--top-p": 0 < options.top_p <= 1,
-        "--batch-size": options.batch_size >= 1,
+        "max_new_tokens": (options.max_new_tokens >= 1, "1 or more"),
+        "temperature": (options.temperature >= 0, "0 or more"),
+        "top_p": (0 < options.top_p <= 1, "above 0, to 1"),
+        "batch_size": (options.batch_size >= 1, "1 or more"),
     }
-    for name, fits in checks.items():
+    for name, (fits, allowed) in checks.items():
         if not fits:
-            raise InputError(f"{name}: out of range")
+            found = getattr(options, name)
+            raise InputError(f"--{name.replace('_', '-')}: found {found}; allowed: {allowed}")
     if options.temperature == 0:
         return {"max_new_tokens": options.max_new_tokens, "do_sample": False}
     return {
@@ -117,7 +118,10 @@ def _prompts(options: argparse.Namespace, taxonomy: Any) -> list[Any]:
     else:
         if sys.stdin.isatty():
             print("Prompts, one a line; end with Ctrl-D:", file=sys.stderr)
-        text = sys.stdin.read()
+        try:
+            text = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise InputError(f"standard input: not UTF-8 (byte {error.start})") from None
     return [line for line in text.splitlines() if line.strip()]
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from refusal_tokens.commands.common import command, quiet_libraries
+from refusal_tokens.commands.common import command, quiet_libraries, warn_of_spellings
 
 
 def add(commands: Any) -> None:
@@ -44,6 +44,9 @@ def _train(options: argparse.Namespace) -> None:
     prepared = prepare(recipe)
     for row in prepared.examples.dropped:
         print(f"warning: row {row!r} is dropped: longer than max_length", file=sys.stderr)
+    warn_of_spellings(
+        [row for rows in prepared.rows.values() for row in rows], recipe.taxonomy.tokens
+    )
     from refusal_tokens.estimate import check_disk, estimate
 
     if len(prepared.drawn) > 1 or any(d.skipped or d.left_out for d in prepared.drawn):
