@@ -20,8 +20,8 @@ def add(commands: Any) -> None:
         action="extend",
         default=[],
         metavar="FILE|FOLDER",
-        help="policy files, the default first, or one folder with a default.json; files that "
-        "change are read again",
+        help="policy files or a folder; the default is default.json, or else the first file; files "
+        "that change are read again",
     )
     added.add_argument(
         "--host", default="127.0.0.1", help="default: %(default)s, this machine only"
