@@ -16,7 +16,7 @@ from refusal_tokens.errors import InputError, unknown
 from refusal_tokens.leakage import Leakage, confusion, leakage
 from refusal_tokens.outcomes import Outcome
 from refusal_tokens.profiles import Profile
-from refusal_tokens.rates import Rate, rate
+from refusal_tokens.rates import Rate, rate, wilson
 from refusal_tokens.reliability import Reliability, cross_fitted_temperatures, reliability
 from refusal_tokens.summary import Summary, summarise
 from refusal_tokens.text_curves import ForcedTexts, TextAnalysis, analyse_texts
@@ -223,13 +223,19 @@ def _control_rows(analysis: Analysis) -> Iterator[dict[str, Any]]:
                 "high": curve.high[i],
                 "band_low": max(0.0, curve.refusal[i] - curve.band),
                 "band_high": min(1.0, curve.refusal[i] + curve.band),
-                "own_rate": curve.own[i],
+                **_with_interval("own_rate", curve.own[i], curve.n_refuse),
                 "n_refuse": curve.n_refuse,
-                "near_miss_over_refusal": curve.near_miss[i],
+                **_with_interval("near_miss_over_refusal", curve.near_miss[i], curve.n_near),
                 "n_near_miss": curve.n_near,
-                "over_refusal": curve.over_refusal[i],
+                **_with_interval("over_refusal", curve.over_refusal[i], curve.n_respond),
                 "n_respond": curve.n_respond,
             }
+
+
+def _with_interval(name: str, share: float, n: int) -> dict[str, float]:
+    """A share and the ends of its Wilson interval; NaN without prompts."""
+    low, high = wilson(np.array(share), n) if n else (np.nan, np.nan)
+    return {name: share, f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
 def _trade_off_rows(analysis: Analysis) -> Iterator[dict[str, Any]]:
@@ -299,7 +305,9 @@ def _text_curve_rows(analysis: Analysis) -> Iterator[dict[str, Any]]:
                 "low": curve.low[i],
                 "high": curve.high[i],
                 "n_refuse": curve.n_refuse,
-                "near_miss_over_refusal_by_text": curve.near_miss[i],
+                **_with_interval(
+                    "near_miss_over_refusal_by_text", curve.near_miss[i], curve.n_near
+                ),
                 "n_near_miss": curve.n_near,
             }
 

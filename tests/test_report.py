@@ -131,6 +131,10 @@ def test_the_numbers_are_those_of_the_curves(single: Path, files: Path) -> None:
         summary["categories"][0]["refused"]["value"], abs=1e-5
     )
     assert float(at_zero[0]["n_refuse"]) == summary["categories"][0]["refused"]["n"]
+    near = summary["categories"][0]["over_refused"]
+    for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
+        found = float(at_zero[0][f"near_miss_over_refusal{end}"])
+        assert found == pytest.approx(near[key], abs=1e-5)
     text = (single / "index.html").read_text("utf-8")
     assert f"{100 * summary['refused']['value']:.1f}%" in text
     assert f"n={summary['refused']['n']}" in text
