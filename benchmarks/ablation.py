@@ -219,15 +219,14 @@ def _measure(folder: Path, rows: Mapping[str, Any], budget: Budget) -> tuple[Any
     from refusal_tokens.base_model import fast_dtype
     from refusal_tokens.checkpoint import load_checkpoint
     from refusal_tokens.prefill import profile_rows
-    from refusal_tokens.profiles import read_profile, write_profile
+    from refusal_tokens.profiles import write_profile
     from refusal_tokens.steering import SteeredModel
 
     checkpoint = load_checkpoint(folder / "model", dtype=fast_dtype())
     measures = {}
     for name in (name for name in rows if name not in ("train", "calibration")):
-        file = folder / f"{name}.parquet"
-        profile = read_profile(file) if file.is_file() else profile_rows(checkpoint, rows[name])
-        write_profile(file, profile)
+        profile = profile_rows(checkpoint, rows[name])
+        write_profile(folder / f"{name}.parquet", profile)
         measures |= {
             f"{name}: {key}": asdict(value)
             for key, value in profile_measures(profile, budget.draws).items()

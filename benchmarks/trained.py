@@ -81,12 +81,12 @@ def train_or_resume(recipe: Recipe, folder: Path) -> dict[str, list[Row]]:
     Raises:
         InputError: if the folder holds another run.
     """
-    from refusal_tokens.preparation import RUN_FILE, prepare, start_run
+    from refusal_tokens.preparation import RUN_FILE, check_run, prepare
     from refusal_tokens.training import train
 
     prepared = prepare(recipe)
     begun = (folder / RUN_FILE).is_file()
-    start_run(folder, prepared, resume=begun, overwrite=False)
+    check_run(folder, prepared, resume=begun, overwrite=False)
     # The model's folder appears whole, after the last step.
     if not (folder / "model" / "config.json").is_file():
         train(prepared, folder, resume=begun)

@@ -22,7 +22,8 @@ from refusal_tokens.judge_endpoint import Endpoint
 ANSWER_TOKENS = 256
 # An answer that is no verdict is asked for once more: servers are not quite deterministic.
 READINGS = 2
-# After this many replies without one readable answer the run stops: it is not this judge's format.
+# After this many replies without one readable answer, and more than were read before, the run
+# stops: it is not this judge's format.
 HOPELESS = 5
 SCHEMA = {
     "type": "object",
@@ -89,7 +90,7 @@ class LLMJudge:
 
     Attributes:
         unreadable: replies whose answer was no verdict, in either reading; they are ``undecided``.
-        readable: whether any answer was a verdict, those that the cache holds among them.
+        readable: whether any answer was a verdict.
     """
 
     def __init__(
@@ -126,10 +127,10 @@ class LLMJudge:
         payloads = [self.payload(case) for case in cases]
         keys = [content_key(payload) for payload in payloads]
         wanted = {k: p for k, p in zip(keys, payloads, strict=True) if not self._known(k)}
-        # A verdict kept from an earlier run shows as well that this judge gives some.
-        self.readable = self.readable or len(wanted) < len(set(keys))
-        failed = self._ask(wanted)
-        if failed and not self.readable:
+        # Verdicts kept from an earlier run show as well that this judge gives some.
+        kept = len(set(keys)) - len(wanted)
+        failed = self._ask(wanted, max(HOPELESS, kept + 1))
+        if failed and not self.readable and not kept:
             raise self._no_verdicts()
         return [self._verdict(key, failed) for key in keys]
 
@@ -165,8 +166,12 @@ class LLMJudge:
         found = (self._cache.get(key) or {}).get("verdict")
         return next((verdict for verdict in VERDICTS if verdict == found), None)
 
-    def _ask(self, wanted: Mapping[str, dict[str, Any]]) -> set[str]:
-        """Fill the cache; return the keys whose answers were no verdicts."""
+    def _ask(self, wanted: Mapping[str, dict[str, Any]], hopeless: int) -> set[str]:
+        """Fill the cache; return the keys whose answers were no verdicts.
+
+        Raises:
+            InputError: after so many of them without one that was.
+        """
         failed: set[str] = set()
         with ThreadPoolExecutor(self._concurrency) as pool:
             jobs = {pool.submit(self._ask_one, key, body): key for key, body in wanted.items()}
@@ -176,7 +181,7 @@ class LLMJudge:
                         if not job.result():
                             failed.add(jobs[job])
                         bar.update()
-                        if len(failed) >= HOPELESS and not self.readable:
+                        if len(failed) >= hopeless and not self.readable:
                             raise self._no_verdicts()
             except BaseException as error:
                 # Nothing more is sent, and threads that wait wake up.

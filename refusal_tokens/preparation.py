@@ -112,7 +112,9 @@ def _check_context(rows: Sequence[Row], encoder: ChatEncoder, config: Pretrained
     encoded.
     """
     limit = context_limit(config)
-    suspected = [row for row in rows if limit and 2 * len(row.prompt_text.encode()) > limit]
+    before = len((encoder.system_prompt or "").encode())
+    sizes = [before + len(row.prompt_text.encode()) for row in rows]
+    suspected = [r for r, size in zip(rows, sizes, strict=True) if limit and 2 * size > limit]
     check_lengths(limit, suspected, [encoder.prompt_ids(row.prompt) for row in suspected])
 
 
@@ -175,19 +177,16 @@ def check_run(folder: Path, prepared: Prepared, *, resume: bool, overwrite: bool
             f"{folder}: holds a run of another recipe or other rows; nothing was changed. "
             "Resume with the same ones, or use --overwrite or another --output-dir"
         )
+    if used and not file.is_file():
+        raise InputError(f"{folder}: holds other files; use another --output-dir")
     if used and not resume and not overwrite:
         raise InputError(
             f"{folder}: holds a run already; use --resume, --overwrite or another --output-dir"
         )
 
 
-def start_run(folder: Path, prepared: Prepared, *, resume: bool, overwrite: bool) -> None:
-    """Claim a run folder; with ``overwrite``, what was in it is gone then.
-
-    Raises:
-        InputError: as ``check_run``.
-    """
-    check_run(folder, prepared, resume=resume, overwrite=overwrite)
+def claim_run(folder: Path, prepared: Prepared, *, overwrite: bool) -> None:
+    """Write down whose run a folder holds, after ``check_run``; what was there is gone then."""
     if overwrite and folder.exists():
         shutil.rmtree(folder)
     write_json(folder / RUN_FILE, prepared.run_key)

@@ -16,11 +16,15 @@ class LogFile(TrainerCallback):  # type: ignore[misc]
     """Writes each log entry as a JSON line."""
 
     def __init__(self, path: Path, after: int) -> None:
-        """Start the file, or go on with it after a step; later entries will come again."""
+        """Prepare a log, new or going on after a step; training's begin writes first."""
         self._path = path
-        lines = path.read_text("utf-8").splitlines() if after and path.is_file() else []
-        kept = [line for line in lines if _step(line) <= after]
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        self._after = after
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the file, or drop what comes after the step: it will come again."""
+        lines = self._path.read_text("utf-8").splitlines() if self._after else []
+        kept = [line for line in lines if _step(line) <= self._after]
+        write_text(self._path, "".join(f"{line}\n" for line in kept))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Append the entry with its step."""

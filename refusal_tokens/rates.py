@@ -59,19 +59,20 @@ def clustered_rate(hits: Sequence[bool], clusters: Sequence[Hashable]) -> Rate:
 
     Wilson's interval of as many independent items as the clusters are worth: n over the design
     effect, which is the variance of the share between clusters over that of independent items (Rao
-    and Scott 1992, Biometrics 48). It is never taken below 1, and where all items are alike, which
-    tells nothing of it, each cluster counts as one item.
+    and Scott 1992, Biometrics 48). It is never taken below 1; where all items are alike, which
+    tells nothing of it, each cluster counts as one item. With few clusters, or one lone miss, it is
+    a rough estimate.
 
     Args:
         hits: one an item.
         clusters: which one each item belongs to.
 
     >>> str(clustered_rate([True, True, False, False], ["a", "a", "b", "b"]))
-    ' 50.0%  [9, 91]  n=4'
+    ' 50.0%  [5, 95]  n=4'
     """
     n = len(hits)
-    if n == 0:
-        return rate(0, 0)
+    if len(set(clusters)) == n:
+        return rate(sum(hits), n)
     share = sum(hits) / n
     excess: dict[Hashable, float] = {}
     for hit, cluster in zip(hits, clusters, strict=True):

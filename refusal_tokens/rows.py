@@ -266,6 +266,7 @@ def data_hash(rows: Iterable[Row]) -> str:
 
     def part(row: Row) -> list[Any]:
         kept = [row.id, row.prompt_sha256, row.label, row.category, row.response]
+        kept += [] if row.group == row.id else [row.group]
         return kept if row.train_control else [*kept, "control token not trained"]
 
     parts = sorted(json.dumps(part(row), ensure_ascii=False) for row in rows)

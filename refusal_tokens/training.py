@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import shutil
@@ -20,7 +21,7 @@ from refusal_tokens.checkpoint import CheckpointInfo, save_checkpoint, versions
 from refusal_tokens.errors import InputError
 from refusal_tokens.examples import IGNORED, Example
 from refusal_tokens.files import atomic_folder, clear_write_errors
-from refusal_tokens.preparation import Prepared
+from refusal_tokens.preparation import Prepared, check_run, claim_run
 from refusal_tokens.progress import LogFile, Progress
 from refusal_tokens.recipe import Recipe, sft_arguments
 from refusal_tokens.rows import data_hash
@@ -35,24 +36,37 @@ from refusal_tokens.trainer import RefusalTrainer, causal_lm
 SMALL_MODEL = 1_000_000_000
 
 
-def train(prepared: Prepared, folder: Path, *, resume: bool = False) -> CheckpointInfo:
+def train(
+    prepared: Prepared, folder: Path, *, resume: bool = False, overwrite: bool = False
+) -> CheckpointInfo:
     """Train, save the adapter, and write the merged checkpoint to ``folder/model``.
 
     Args:
         prepared: from ``prepare``.
-        folder: the run folder, claimed with ``start_run``.
+        folder: the run folder; claimed once the model is loaded and checked.
         resume: go on from the last saved step.
+        overwrite: replace the run that is there.
 
     Returns:
         What ``refusal_tokens.json`` holds.
 
     Raises:
-        InputError: if the loss becomes NaN, or the disk is full.
+        InputError: as ``check_run``; for a model that cannot be loaded, with the folder as it was;
+            if the loss becomes NaN, or the disk is full.
     """
     recipe = prepared.recipe
     began = time.monotonic()
+    check_run(folder, prepared, resume=resume, overwrite=overwrite)
     saved = last_checkpoint(folder / "trainer") if resume else None
-    trainer = build_trainer(prepared, folder, after=step_of(saved) if saved else 0)
+    try:
+        trainer = build_trainer(prepared, folder, after=step_of(saved) if saved else 0)
+    except InputError:
+        # The trainer makes its folder before the model is checked.
+        for empty in (folder / "trainer", folder):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
+        raise
+    claim_run(folder, prepared, overwrite=overwrite)
     if resume and not saved:
         print("No step was saved before the interruption; starting from the first", flush=True)
     with clear_write_errors(folder / "trainer"):
@@ -73,13 +87,14 @@ def train(prepared: Prepared, folder: Path, *, resume: bool = False) -> Checkpoi
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the trainer's last whole checkpoint; those cut off while written are removed.
 
-    The trainer writes ``trainer_state.json`` last.
+    The trainer writes ``trainer_state.json`` last. Folders of other names are left alone.
     """
-    found = sorted(folder.glob("checkpoint-*"), key=step_of)
+    named = (path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit())
+    found = sorted(named, key=step_of)
     while found:
         try:
             json.loads((found[-1] / "trainer_state.json").read_text("utf-8"))
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             shutil.rmtree(found.pop())
         else:
             return found[-1]

@@ -16,7 +16,7 @@ from test_profiles import TWO, Entry, profile_of
 
 from refusal_tokens.decision import RULES, Rule, knobs
 from refusal_tokens.errors import InputError
-from refusal_tokens.rates import auc, rate
+from refusal_tokens.rates import auc, clustered_rate, rate, wilson
 from refusal_tokens.summary import own_rates, refusal_scores, summarise, summary_table
 from refusal_tokens.taxonomy import Taxonomy
 
@@ -186,6 +186,25 @@ def test_the_table_shows_each_rate_with_its_n() -> None:
     assert "75.0%" in table[3]
     assert "n=4" in table[3]
     assert any("0.800  (n=9)" in line for line in table)
+
+
+def test_replies_to_one_prompt_are_worth_less_than_as_many_prompts() -> None:
+    assert clustered_rate([], []) == rate(0, 0)
+    hits = [True, True, False, True, False]
+    assert clustered_rate(hits, "abcde") == rate(3, 5)
+    # Five prompts of two replies each that always agree: the interval of five.
+    pairs = [hit for hit in hits for _ in range(2)]
+    found = clustered_rate(pairs, "aabbccddee")
+    # (3 * (2 - 1.2)^2 + 2 * (0 - 1.2)^2) / 100 * 5/4 = 0.06; independent: 0.6 * 0.4 / 10 = 0.024.
+    low, high = wilson(np.array(0.6), 10 / (0.06 / 0.024))
+    assert (found.count, found.n) == (6, 10)
+    assert (found.low, found.high) == pytest.approx((float(low), float(high)))
+    # Replies that differ within every prompt alike are worth no more than independent ones.
+    within = clustered_rate([True, False] * 4, "aabbccdd")
+    assert (within.low, within.high) == (rate(4, 8).low, rate(4, 8).high)
+    # All alike: as many items as prompts.
+    everyone = clustered_rate([True] * 8, "aabbccdd")
+    assert (everyone.value, everyone.n, everyone.low) == (1.0, 8, rate(4, 4).low)
 
 
 def test_a_summary_is_json() -> None:

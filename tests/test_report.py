@@ -19,7 +19,7 @@ from planted import normal_profile, with_logits
 
 from refusal_tokens.cli import main
 from refusal_tokens.decision import knobs
-from refusal_tokens.outcomes import Outcome, write_outcomes
+from refusal_tokens.outcomes import Outcome, read_outcomes, write_outcomes
 from refusal_tokens.policy import Bounds, Policy, save_policy
 from refusal_tokens.profiles import Profile, write_profile
 from refusal_tokens.report import build_report
@@ -224,6 +224,20 @@ def test_wrong_input_to_curves(files: Path, tmp_path: Path, capsys: Capture) -> 
     nan = written(with_logits(profile, np.full((20, 3), np.nan)), tmp_path / "nan.parquet")
     assert "row 1: control_logits is not finite" in refused(["curves", nan, *output], capsys)
     assert not (tmp_path / "r").exists()
+
+
+def test_outcomes_of_other_rows_with_the_same_ids_are_refused(
+    files: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    replies, _ = read_outcomes(files / "text.parquet")
+    paths = []
+    for number, metadata in enumerate(({"data_hash": "x"}, {"data_hash": "y"}, {})):
+        paths.append(str(tmp_path / f"{number}.parquet"))
+        write_outcomes(paths[-1], replies, metadata)
+    said = refused(["compare", *paths[:2], "--output", str(tmp_path / "r")], capsys)
+    assert "the same ids, and other rows (data hashes x and y)" in said
+    # One that states no hash is taken at its word, and profiles carry their prompts.
+    assert main(["compare", *paths[1:], "--output", str(tmp_path / "r")]) == 0
 
 
 def test_wrong_input_to_compare(files: Path, tmp_path: Path, capsys: Capture) -> None:

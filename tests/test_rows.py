@@ -504,9 +504,11 @@ def test_the_data_hash_forgets_order_and_sees_every_change() -> None:
         {"label": "refuse"},
         {"category": "safety"},
         {"response": "c"},
+        {"group": "c"},
+        {"train_control": False},
     ]
     hashes = {data_hash([rows[0], replace(rows[1], **change)]) for change in changes}
-    assert len(hashes | {data_hash(rows), data_hash(rows[:1])}) == 7
+    assert len(hashes | {data_hash(rows), data_hash(rows[:1])}) == len(changes) + 2
 
 
 SHARES = {"train": 0.7, "calibration": 0.1, "test": 0.2}

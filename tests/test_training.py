@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from refusal_tokens.checkpoint import fingerprint, load_info
 from refusal_tokens.cli import main
 from refusal_tokens.profiles import read_profile
+from refusal_tokens.progress import LogFile
 
 Capture = pytest.CaptureFixture[str]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -164,7 +165,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     assert run(ROOT / "recipes" / "tiny.yaml", broken, settings, "--resume") == 0
     assert not cut_off.exists()
     steps = [json.loads(line)["step"] for line in (broken / "train.jsonl").read_text().splitlines()]
-    assert max(steps) == 60
+    assert (min(steps), max(steps)) == (1, 60)
     # Only the summary at the end shares its step with another entry.
     assert steps == sorted(steps)
     assert len(set(steps)) >= len(steps) - 1
@@ -202,6 +203,7 @@ def test_damaged_weights_are_named_before_training(
     settings = tiny_settings(tmp_path / "base", rows_file)
     assert run(ROOT / "recipes" / "tiny.yaml", tmp_path / "run", settings) == 2
     assert "logits are not numbers" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_dry_run_prints_and_leaves_nothing(
@@ -236,6 +238,27 @@ def test_too_long_rows_are_dropped_and_named(
     assert "1 dropped" in captured.out
 
 
+def test_a_resumed_log_drops_what_will_come_again(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text(
+        "".join(json.dumps({"step": s, "loss": 1.0}) + "\n" for s in (10, 20, 30)) + '{"st'
+    )
+    log = LogFile(path, after=20)
+    assert path.read_text().endswith('{"st')
+    log.on_train_begin(None, None, None)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20]
+    LogFile(path, after=0).on_train_begin(None, None, None)
+    assert path.read_text() == ""
+
+
+def test_several_processes_are_refused(
+    rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(ROOT / "recipes" / "tiny.yaml", tmp_path / "run", []) == 2
+    assert "train runs in one process" in capsys.readouterr().err
+
+
 def test_what_is_profiled_after_training_has_to_fit_the_model(
     tiny_base: Callable[[bool], Path], rows_file: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -256,3 +279,11 @@ def test_a_misspelt_model_argument_is_named(
     assert run(ROOT / "recipes" / "tiny.yaml", tmp_path / "run", settings) == 2
     assert "model_init_kwargs: " in (said := capsys.readouterr().err)
     assert "'atn_impl'" in said
+    assert not (tmp_path / "run").exists()
+    # Nor is a run lost to it that was to be replaced.
+    old = tmp_path / "old"
+    old.mkdir()
+    for name in ("run.json", "train.jsonl"):
+        (old / name).write_text("{}")
+    assert run(ROOT / "recipes" / "tiny.yaml", old, settings, "--overwrite") == 2
+    assert sorted(path.name for path in old.iterdir()) == ["run.json", "train.jsonl"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from refusal_tokens.commands.common import command, names_of
@@ -37,7 +37,8 @@ def _compare(options: argparse.Namespace) -> None:
     names = _names(options)
     check_output(options.output, options.overwrite)
     profiles, outcomes = {}, {}
-    rows: dict[frozenset[str], tuple[str, str | None]] = {}
+    # Outcomes are matched by id: equal ids have to be of equal rows. Profiles carry their prompts.
+    stated: list[tuple[str, frozenset[str], str | None, bool]] = []
     for name, path in zip(names, options.files, strict=True):
         if holds_outcomes(path):
             outcomes[name], metadata = read_outcomes(path)
@@ -45,7 +46,9 @@ def _compare(options: argparse.Namespace) -> None:
         else:
             profiles[name] = read_profile(path)
             ids, metadata = frozenset(profiles[name].columns["id"]), profiles[name].metadata
-        _check_rows(rows.setdefault(ids, (name, metadata.get("data_hash"))), name, metadata)
+        stated.append((name, ids, metadata.get("data_hash"), name in outcomes))
+    for a, b in combinations(stated, 2):
+        _check_rows(a, b)
     setting = None
     for profile in profiles.values():
         setting = knobs(options.rule or "route", [0.0] * len(profile.taxonomy.knobs))
@@ -58,12 +61,18 @@ def _compare(options: argparse.Namespace) -> None:
         print(_screen(report, options))
 
 
-def _check_rows(first: tuple[str, str | None], name: str, metadata: Mapping[str, Any]) -> None:
-    """Refuse a file whose ids are those of an earlier one, and its rows others."""
-    before, ours = first[1], metadata.get("data_hash")
-    if None not in (before, ours) and before != ours:
+def _check_rows(
+    a: tuple[str, frozenset[str], str | None, bool], b: tuple[str, frozenset[str], str | None, bool]
+) -> None:
+    """Refuse two files, one of outcomes, of the same ids and other rows.
+
+    Args:
+        a: name, ids, data hash, and whether it holds outcomes.
+        b: likewise.
+    """
+    if (a[3] or b[3]) and a[1] == b[1] and None not in (a[2], b[2]) and a[2] != b[2]:
         raise InputError(
-            f"{first[0]} and {name}: the same ids, and other rows (data hashes {before} and {ours})"
+            f"{a[0]} and {b[0]}: the same ids, and other rows (data hashes {a[2]} and {b[2]})"
         )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from refusal_tokens.commands.common import command, quiet_libraries, warn_of_spellings
+from refusal_tokens.errors import InputError
 
 
 def add(commands: Any) -> None:
@@ -33,10 +35,14 @@ def _train(options: argparse.Namespace) -> None:
     quiet_libraries()
     from refusal_tokens.recipe import load_recipe
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "train runs in one process; start it without accelerate launch or torchrun"
+        )
     recipe = load_recipe(options.recipe, options.set)
     if not options.dry_run:
         _restart_for_cpu()
-    from refusal_tokens.preparation import check_run, prepare, start_run
+    from refusal_tokens.preparation import check_run, prepare
     from refusal_tokens.training import train
 
     model_name = Path(recipe.model_name_or_path).name
@@ -58,9 +64,8 @@ def _train(options: argparse.Namespace) -> None:
     if options.dry_run:
         check_run(folder, prepared, **where)
         return
-    start_run(folder, prepared, **where)
     try:
-        train(prepared, folder, resume=options.resume)
+        train(prepared, folder, **where)
     except KeyboardInterrupt:
         print(f"\nstopped; the same command with --resume goes on in {folder}", file=sys.stderr)
         raise
