@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refusal_tokens.arrays import Mask
 from refusal_tokens.errors import InputError, unknown
 from refusal_tokens.files import read_text, unique_keys
 from refusal_tokens.judge import VERDICTS, Case, Verdict, conversation
@@ -18,7 +19,6 @@ from refusal_tokens.rates import Rate, rate
 from refusal_tokens.resampling import Measure, group_counts, measure
 from refusal_tokens.taxonomy import RESPOND_TOKEN
 
-Bools = NDArray[np.bool_]
 REQUIRED = ("id", "prompt", "category", "forced", "decision", "text", "verdict", "reason_fits")
 DRAWS = 2000
 
@@ -179,7 +179,7 @@ def agreement(
     )
 
 
-def _kappa_measure(truth: Bools, found: Bools, seed: int) -> Measure | None:
+def _kappa_measure(truth: Mask, found: Mask, seed: int) -> Measure | None:
     if truth.all() or found.all() or not truth.any() or not found.any():
         return None
     cells = np.stack([truth & found, truth & ~found, ~truth & found, ~truth & ~found], axis=1)

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from refusal_tokens.arrays import Floats
 from refusal_tokens.curves import ControlCurve, control_curve
 from refusal_tokens.decision import Knobs, gaps
 from refusal_tokens.errors import InputError, unknown
@@ -22,7 +22,6 @@ from refusal_tokens.summary import Summary, summarise
 from refusal_tokens.text_curves import ForcedTexts, TextAnalysis, analyse_texts
 from refusal_tokens.tradeoff import TradeOff, TradeOffSpread, trade_off, trade_off_spread
 
-Floats = NDArray[np.float64]
 POINTS = 201
 
 

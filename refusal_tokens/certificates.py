@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from refusal_tokens.arrays import Floats
 from refusal_tokens.decision import Knobs, decide, draws, gaps
 from refusal_tokens.errors import InputError
 from refusal_tokens.profiles import Profile
 from refusal_tokens.targeting import Solution
 from refusal_tokens.targets import Demand, Targets, demands
 
-Floats = NDArray[np.float64]
 # The declared path: t in nats, from the setting that refuses least to the one that refuses most.
 PATH = np.round(np.arange(-12.0, 12.01, 0.25), 2)
 POWER = 0.9

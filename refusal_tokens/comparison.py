@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr
 
+from refusal_tokens.arrays import Floats, Mask
 from refusal_tokens.decision import Knobs, decide
 from refusal_tokens.errors import InputError
 from refusal_tokens.outcomes import Outcome
@@ -26,8 +27,6 @@ from refusal_tokens.profiles import Profile, group_names
 from refusal_tokens.resampling import Measure, group_counts, measure
 from refusal_tokens.tradeoff import curve_measures, scored, weighted_curves
 
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 Key = tuple[str | None, ...]
 DRAWS = 2000
 # Measures of decisions -> label of the rows that they count.

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from refusal_tokens.arrays import Floats, Mask
 from refusal_tokens.decision import Knobs, gaps, held_by_floor, margins
 from refusal_tokens.errors import InputError
 from refusal_tokens.profiles import Profile
-from refusal_tokens.rates import Floats, Mask, wilson
+from refusal_tokens.rates import wilson
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logsumexp, softmax
 
+from refusal_tokens.arrays import Floats, Ints
+
 RULES = ("route", "bias", "threshold")
 Rule = Literal["route", "bias", "threshold"]
 # How far beyond a breakpoint, in nats, ``flips`` looks.
 STEP = 1e-6
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from refusal_tokens.evaluation import Evaluation
-from refusal_tokens.helpfulness import Helpfulness, Replies
+
+if TYPE_CHECKING:
+    from refusal_tokens.helpfulness import Helpfulness, Replies
 
 
 def evaluation_table(found: Evaluation, limit: int, helpfulness: Helpfulness | None) -> str:

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refusal_tokens.arrays import Floats
 from refusal_tokens.errors import InputError
 from refusal_tokens.files import atomic_file, read_bytes
 from refusal_tokens.judge import Case, Verdict, conversation
 from refusal_tokens.rates import Rate, rate
 from refusal_tokens.rows import Row
 
-Floats = NDArray[np.float64]
 SCHEMA_VERSION = 1
 SHIPPED = "judge_classifier.safetensors"
 # Characters of the reply that are read. Generated replies are often cut off, and what comes after

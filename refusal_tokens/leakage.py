@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from refusal_tokens.arrays import Floats, Ints, Mask
 from refusal_tokens.decision import Knobs, decide, gaps, probabilities
 from refusal_tokens.profiles import Profile
-from refusal_tokens.rates import Floats, Mask
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

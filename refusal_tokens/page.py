@@ -241,12 +241,13 @@ def _model_tables(report: Report) -> tuple[list[Any], list[Any]]:
 def _pairs(tests: Sequence[PairedTest]) -> list[dict[str, Any]]:
     """The tests of each two models under a heading of their own."""
     return [
-        {"name": f"{a} → {b}", "tests": [_test_words(test) for test in of_pair]}
+        {"name": f"{a} → {b}", "tests": [test_words(test) for test in of_pair]}
         for (a, b), of_pair in groupby(tests, key=lambda test: (test.a, test.b))
     ]
 
 
-def _test_words(test: PairedTest) -> dict[str, Any]:
+def test_words(test: PairedTest) -> dict[str, Any]:
+    """Say a paired test in words and numbers, by what they are."""
     found = test.difference
     if test.measure in (AREAS["auc"], AREAS["partial_auc"]):
         difference = f"{found.value:+.3f}"
@@ -263,12 +264,13 @@ def _test_words(test: PairedTest) -> dict[str, Any]:
         "interval": interval,
         "levels": levels,
         "alone": alone if test.only_a is not None else "",
-        "p": f"p {_p(test.p)}, corrected {_p(test.p_holm)} ({test.method})",
+        "p": f"p {p_words(test.p)}, corrected {p_words(test.p_holm)} ({test.method})",
         "stands": test.p_holm < 0.05,
     }
 
 
-def _p(value: float) -> str:
+def p_words(value: float) -> str:
+    """Say a p-value; very small ones as below a bound."""
     return "< 0.0001" if value < 0.0001 else f"= {value:.3g}"
 
 
@@ -325,28 +327,3 @@ def _sources(report: Report) -> list[list[tuple[str, str]]]:
     for name, counts in report.replies.items():
         found.append([("model", name), *((key, str(value)) for key, value in counts.items())])
     return found
-
-
-def model_lines(report: Report) -> list[str]:
-    """Return one line a model for a terminal."""
-    rates = {a.name: summary_rates(a.summary) for a in report.analyses} | dict(report.texts)
-    areas = {a.name: str(a.spread.measures["auc"]) for a in report.analyses}
-    wide = 2 + max(len(name) for name in rates)
-    lines = [f"{'':{wide}}{'refused':26}{'all respond rows refused':28}AUC"]
-    for name, found in rates.items():
-        refused, over = found["refused, all categories"], found["all respond rows"]
-        lines.append(f"{name:{wide}}{refused!s:26}{over!s:28}{areas.get(name, 'by text')}")
-    return lines
-
-
-def test_lines(report: Report) -> list[str]:
-    """Return one line a paired test for a terminal."""
-    lines = []
-    for (a, b), tests in groupby(report.tests, key=lambda test: (test.a, test.b)):
-        lines.append(f"{b} less {a}, p corrected for {len(report.tests)} tests")
-        for test in tests:
-            words = _test_words(test)
-            difference = f"{words['difference']} {words['interval']}"
-            end = f"p {_p(test.p_holm)}{' *' * words['stands']}"
-            lines.append(f"  {test.measure:36}{difference:32}{end}")
-    return lines

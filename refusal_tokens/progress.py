@@ -22,7 +22,8 @@ class LogFile(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the file, or drop what comes after the step: it will come again."""
-        lines = self._path.read_text("utf-8").splitlines() if self._after else []
+        there = self._after and self._path.is_file()
+        lines = self._path.read_text("utf-8").splitlines() if there else []
         kept = [line for line in lines if _step(line) <= self._after]
         write_text(self._path, "".join(f"{line}\n" for line in kept))
 

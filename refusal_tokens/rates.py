@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+from refusal_tokens.arrays import Floats, Mask
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from refusal_tokens.arrays import Floats
 from refusal_tokens.decision import Knobs, probabilities
 from refusal_tokens.errors import InputError
 from refusal_tokens.profiles import Profile
-
-Floats = NDArray[np.float64]
 
 
 def recentre(

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from refusal_tokens.arrays import Floats
 from refusal_tokens.errors import InputError
 from refusal_tokens.profiles import Profile, split_profile
 from refusal_tokens.rates import wilson
 from refusal_tokens.resampling import Measure, group_counts, measure
 
-Floats = NDArray[np.float64]
 BINS = 10
 BOOTSTRAPS = 200
 # Temperatures tried, as natural logarithms.

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from refusal_tokens.arrays import Floats
+
 # Draws made at once: bounds memory at this many numbers a group, or a prompt.
 CHUNK = 50
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refusal_tokens.arrays import Floats, Mask
 from refusal_tokens.forms import form_features, words
 from refusal_tokens.rows import Row
 from refusal_tokens.taxonomy import RESPOND
@@ -22,9 +23,6 @@ FOLDS = 5
 MIN_ROWS = 10
 TELLING = 10
 HIGH = 0.75
-
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp, minimize
 
+from refusal_tokens.arrays import Floats, Mask
 from refusal_tokens.decision import Knobs, Rule, gaps, probabilities
 from refusal_tokens.profiles import Profile
 from refusal_tokens.targets import Demand
 
 Decision = Literal["greedy", "sampled"]
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 # How far, in nats, a bias goes past the outermost gap when everything or nothing is to be refused.
 BEYOND = 1.0
 # No knob is moved further than this by the smooth solver; sigmoid(-30) is 1e-13.

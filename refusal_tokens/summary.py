@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refusal_tokens.arrays import Mask
 from refusal_tokens.decision import Knobs, decide, margins, probabilities
 from refusal_tokens.errors import InputError
 from refusal_tokens.profiles import Profile
-from refusal_tokens.rates import Mask, Rate, auc, rate
+from refusal_tokens.rates import Rate, auc, rate
 
 
 @dataclass(frozen=True)

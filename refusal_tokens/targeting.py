@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from refusal_tokens.arrays import Floats
 from refusal_tokens.decision import Knobs, Rule, probabilities
 from refusal_tokens.profiles import Profile
 from refusal_tokens.rates import Rate, rate
-from refusal_tokens.solvers import TOLERANCE, Decision, Floats, Problem
+from refusal_tokens.solvers import TOLERANCE, Decision, Problem
 from refusal_tokens.targets import Demand, Targets, demands, free_knobs
 
 

@@ -9,10 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from refusal_tokens.arrays import Mask
 from refusal_tokens.errors import InputError, one_message, unknown
 from refusal_tokens.profiles import Profile
-
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from refusal_tokens.arrays import Floats, Mask
 from refusal_tokens.decision import Knobs, probabilities
 from refusal_tokens.errors import InputError
 from refusal_tokens.outcomes import Outcome
 from refusal_tokens.profiles import Profile
 from refusal_tokens.rates import Rate, rate, wilson
-
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

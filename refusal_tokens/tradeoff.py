@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit, logsumexp
 
+from refusal_tokens.arrays import Floats, Mask
 from refusal_tokens.decision import Knobs, margins
 from refusal_tokens.errors import InputError
 from refusal_tokens.profiles import Profile
 from refusal_tokens.rates import Rate, rate
 from refusal_tokens.resampling import Measure, group_counts, measure
 
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 CEILINGS = (0.01, 0.02, 0.05)
 # Points of a sampled curve, which has no steps to name them.
 SAMPLED_POINTS = 400

@@ -60,8 +60,8 @@ def train(
     saved = last_checkpoint(folder / "trainer") if resume else None
     try:
         trainer = build_trainer(prepared, folder, after=step_of(saved) if saved else 0)
-    except InputError:
-        # The trainer makes its folder before the model is checked.
+    except BaseException:
+        # Ctrl-C too: the trainer makes its folder before the model is checked.
         for empty in (folder / "trainer", folder):
             with contextlib.suppress(OSError):
                 empty.rmdir()

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, tiny_settings
 
 from refusal_tokens.cli import main
+from refusal_tokens.outcomes import Outcome, write_outcomes
 from refusal_tokens.policy import Bounds, Policy, save_policy
 from refusal_tokens.taxonomy import default_taxonomy
 
@@ -32,11 +33,27 @@ def refused(arguments: list[str], capsys: Capture) -> str:
     return captured.err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["data", "check", "data"]])
-def test_light_commands_do_not_import_torch(arguments: list[str]) -> None:
+PROFILE = "data/profiles/smollm2-135m.parquet"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["data", "check", "data"],
+        ["curves", PROFILE, "--output", "{}/curves"],
+        ["target", PROFILE, "--preset", "balanced", "--output", "{}/policy.json"],
+        ["judge", "{}/outcomes.parquet", "--judge", "rules", "--output", "{}/judged.parquet"],
+    ],
+)
+def test_light_commands_do_not_import_torch(arguments: list[str], tmp_path: Path) -> None:
+    outcome = Outcome("1", "refuse", "safety", None, None, "<|refuse:safety|>", "No.", "refused")
+    stated = {"taxonomy": default_taxonomy().to_dict(), "max_new_tokens": 8}
+    write_outcomes(tmp_path / "outcomes.parquet", [outcome], stated)
+    command = [argument.replace("{}", str(tmp_path)) for argument in arguments]
     code = (
         "import sys; from refusal_tokens.cli import main\n"
-        f"try: main({arguments!r})\n"
+        f"try: assert main({command!r}) == 0\n"
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )

@@ -252,7 +252,7 @@ def test_a_resumed_log_drops_what_will_come_again(tmp_path: Path) -> None:
 
 
 def test_several_processes_are_refused(
-    rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(ROOT / "recipes" / "tiny.yaml", tmp_path / "run", []) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -37,18 +38,20 @@ def _compare(options: argparse.Namespace) -> None:
     names = _names(options)
     check_output(options.output, options.overwrite)
     profiles, outcomes = {}, {}
-    # Outcomes are matched by id: equal ids have to be of equal rows. Profiles carry their prompts.
-    stated: list[tuple[str, frozenset[str], str | None, bool]] = []
+    ids: dict[str, frozenset[str]] = {}
+    hashes: dict[str, str | None] = {}
     for name, path in zip(names, options.files, strict=True):
         if holds_outcomes(path):
             outcomes[name], metadata = read_outcomes(path)
-            ids = frozenset(outcome.id for outcome in outcomes[name])
+            ids[name] = frozenset(outcome.id for outcome in outcomes[name])
         else:
             profiles[name] = read_profile(path)
-            ids, metadata = frozenset(profiles[name].columns["id"]), profiles[name].metadata
-        stated.append((name, ids, metadata.get("data_hash"), name in outcomes))
-    for a, b in combinations(stated, 2):
-        _check_rows(a, b)
+            ids[name], metadata = frozenset(profiles[name].columns["id"]), profiles[name].metadata
+        hashes[name] = metadata.get("data_hash")
+    # Outcomes are matched by id: equal ids have to be of equal rows. Profiles carry their prompts.
+    for a, b in combinations(names, 2):
+        if (a in outcomes or b in outcomes) and ids[a] == ids[b]:
+            _check_hashes(a, b, hashes)
     setting = None
     for profile in profiles.values():
         setting = knobs(options.rule or "route", [0.0] * len(profile.taxonomy.knobs))
@@ -61,18 +64,11 @@ def _compare(options: argparse.Namespace) -> None:
         print(_screen(report, options))
 
 
-def _check_rows(
-    a: tuple[str, frozenset[str], str | None, bool], b: tuple[str, frozenset[str], str | None, bool]
-) -> None:
-    """Refuse two files, one of outcomes, of the same ids and other rows.
-
-    Args:
-        a: name, ids, data hash, and whether it holds outcomes.
-        b: likewise.
-    """
-    if (a[3] or b[3]) and a[1] == b[1] and None not in (a[2], b[2]) and a[2] != b[2]:
+def _check_hashes(a: str, b: str, hashes: Mapping[str, str | None]) -> None:
+    """Refuse two files of the same ids and other rows; one that states no hash is believed."""
+    if None not in (hashes[a], hashes[b]) and hashes[a] != hashes[b]:
         raise InputError(
-            f"{a[0]} and {b[0]}: the same ids, and other rows (data hashes {a[2]} and {b[2]})"
+            f"{a} and {b}: the same ids, and other rows (data hashes {hashes[a]} and {hashes[b]})"
         )
 
 
@@ -89,7 +85,7 @@ def _names(options: argparse.Namespace) -> list[str]:
 
 
 def _screen(report: Report, options: argparse.Namespace) -> str:
-    from refusal_tokens.page import model_lines, test_lines
+    from refusal_tokens.report_lines import model_lines, test_lines
 
     lines = [*model_lines(report), "", *test_lines(report)]
     lines += ["", f"Page, figures and numbers: {options.output}/index.html", ""]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,10 @@ from refusal_tokens.errors import InputError
 
 if TYPE_CHECKING:
     from refusal_tokens.agreement import Agreement, Label
+    from refusal_tokens.correction import Corrected
+    from refusal_tokens.evaluation import Evaluation
     from refusal_tokens.outcomes import Outcome
+    from refusal_tokens.rates import Rate
 
 LABELS = "data/labels/judge_labels.jsonl"
 
@@ -192,20 +195,63 @@ def _again(options: argparse.Namespace) -> None:
     judged = judge_again(judge, outcomes, prompts)
     known = against_labels(judge, labels) if labels else None
     write_outcomes(options.output, judged, {**metadata, "judge": judge.name})
-    _show(options, outcomes, judged, metadata, known, _cost([(judge, endpoint)]))
+    found = _found(outcomes, judged, metadata, known)
+    if options.json:
+        print(json.dumps({"output": str(options.output), "judge": name, **found.record()}))
+        return
+    following = f"\nNext: refusal-tokens compare {options.output} OTHER.parquet --output DIR"
+    print("\n".join([*found.lines(), *_cost([(judge, endpoint)]), following]))
 
 
-def _show(
-    options: argparse.Namespace,
-    before: tuple[Outcome, ...],
-    after: list[Outcome],
+@dataclass(frozen=True)
+class _Found:
+    """What judging again says.
+
+    Attributes:
+        report: of the outcomes under the new verdicts; None where the file does not state its
+            categories.
+        max_new_tokens: of the replies.
+        rates: by opening token and by kind of prompt: text that refuses, and replies undecided.
+        corrected: the same rates corrected for the judge, by labels; empty without.
+        unchanged: verdicts that are as before.
+    """
+
+    report: Evaluation | None
+    max_new_tokens: int
+    rates: Mapping[str, tuple[Rate, int]]
+    corrected: Mapping[str, Corrected]
+    unchanged: Rate
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "report": asdict(self.report) if self.report else None,
+            "unchanged": asdict(self.unchanged),
+            "refused": {t: asdict(r) | {"undecided": u} for t, (r, u) in self.rates.items()},
+            "corrected": {name: asdict(one) for name, one in self.corrected.items()},
+        }
+
+    def lines(self) -> list[str]:
+        from refusal_tokens.evaluation_table import evaluation_table
+
+        lines = []
+        if self.report:
+            lines += [evaluation_table(self.report, self.max_new_tokens, None), ""]
+        lines.append("Text that refuses, by the token that opens it, and by kind of prompt")
+        last = "corrected for the judge" if self.corrected else ""
+        lines.append(f"{'':26}{'observed':26}{'undecided':11}{last}".rstrip())
+        for name, (found, undecided) in self.rates.items():
+            line = f"{name:26}{found!s:26}{undecided:<11}{self.corrected.get(name, '')}"
+            lines.append(line.rstrip())
+        return [*lines, f"verdicts as before        {self.unchanged}"]
+
+
+def _found(
+    before: Sequence[Outcome],
+    after: Sequence[Outcome],
     metadata: Mapping[str, Any],
     known: Agreement | None,
-    cost: list[str],
-) -> None:
-    from refusal_tokens.analysis import plain
+) -> _Found:
     from refusal_tokens.evaluation import evaluate_outcomes
-    from refusal_tokens.evaluation_table import evaluation_table
     from refusal_tokens.judging import corrections, refused_by_opening
     from refusal_tokens.outcomes import distinct
     from refusal_tokens.rates import rate
@@ -213,34 +259,15 @@ def _show(
 
     report = None
     if "taxonomy" in metadata:
-        taxonomy = taxonomy_from_dict(metadata["taxonomy"], str(options.outcomes))
-        report = evaluate_outcomes(after, taxonomy)
+        report = evaluate_outcomes(after, taxonomy_from_dict(metadata["taxonomy"], "outcomes"))
     rates = refused_by_opening(after)
     rates |= {k.kind: (k.by_text, k.undecided) for k in (report.kinds if report else ())}
-    right = corrections(rates, known) if known else {}
     pairs = zip(distinct(before), distinct(after), strict=True)
     same = [a.verdict == b.verdict for a, b in pairs]
-    unchanged = rate(sum(same), len(same))
-    if options.json:
-        record = {
-            "output": str(options.output),
-            "judge": options.judge[0],
-            "report": plain(report),
-            "unchanged": asdict(unchanged),
-            "refused": {t: asdict(r) | {"undecided": u} for t, (r, u) in rates.items()},
-            "corrected": {token: asdict(one) for token, one in right.items()},
-        }
-        print(json.dumps(record))
-        return
-    if report:
-        print(evaluation_table(report, metadata["max_new_tokens"], None), end="\n\n")
-    print(f"{options.output}: text that refuses, by the token that opens it, and by kind of prompt")
-    print(f"{'':26}{'observed':26}{'undecided':11}{'corrected for the judge' if known else ''}")
-    for token, (found, undecided) in rates.items():
-        print(f"{token:26}{found!s:26}{undecided:<11}{right.get(token, '')}")
-    print(f"verdicts as before        {unchanged}")
-    print(
-        "\n".join(
-            [*cost, f"\nNext: refusal-tokens compare {options.output} OTHER.parquet --output DIR"]
-        )
+    return _Found(
+        report,
+        metadata.get("max_new_tokens", 0),
+        rates,
+        corrections(rates, known) if known else {},
+        rate(sum(same), len(same)),
     )

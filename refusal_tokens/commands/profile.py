@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refusal_tokens.commands.common import add_map, command, data_files, map_of, quiet_libraries
+from refusal_tokens.commands.common import (
+    add_map,
+    command,
+    data_files,
+    map_of,
+    quiet_libraries,
+    warn_of_spellings,
+)
 from refusal_tokens.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,6 +51,7 @@ def _profile(options: argparse.Namespace) -> None:
     taxonomy = load_info(options.checkpoint).taxonomy
     row_map = map_of(options.map)
     rows = read_rows(data_files(options.data), taxonomy, row_map=row_map, labelled=False)
+    warn_of_spellings(rows, taxonomy.tokens)
     quiet_libraries()
     profile = _with_vllm(options, rows) if options.engine == "vllm" else _with_torch(options, rows)
     if profile is None:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refusal_tokens.decision import Floats, Ints, Knobs, decide, draws
+from refusal_tokens.arrays import Floats, Ints
+from refusal_tokens.decision import Knobs, decide, draws
 
 # Stands for a logit that is no number, or minus infinity.
 LOWEST = -1e9
