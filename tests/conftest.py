@@ -8,8 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+from refusal_tokens.allocator import VARIABLES
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+# The restart for the allocator would replace the process of the tests; here it has happened.
+os.environ |= VARIABLES
+# The first example of a property may be slow to import what it needs.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -153,9 +161,5 @@ def tiny_run(
         for argument in ("--set", setting)
     ]
     recipe = str(ROOT / "recipes" / "tiny.yaml")
-    # The restart for the allocator replaces this process; here it is set to have happened.
-    from refusal_tokens.allocator import VARIABLES
-
-    os.environ |= VARIABLES
     assert main(["train", recipe, "--output-dir", str(folder), *settings]) == 0
     return folder

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -160,7 +158,7 @@ def shortcut_rows() -> list[Row]:
     ]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers())
 def test_the_order_of_rows_changes_nothing(seed: int) -> None:
     rows = [*clean("x"), *shortcut_rows(), row("p", "refuse X"), row("q", "Say <|x|>")]
@@ -209,17 +207,6 @@ def test_the_command_prints_everything_as_json(
     assert found["forms"]["refuse/safety"]["shares"]["fragment"] == 1.0
     assert [one["category"] for one in found["shortcuts"]] == list(default_taxonomy().category_ids)
     assert found["languages"] == {"en": 15}
-
-
-def test_help_starts_without_the_libraries_of_the_audit() -> None:
-    program = (
-        "import sys; from refusal_tokens.cli import main\n"
-        "try: main(['data', 'check', '--help'])\n"
-        "except SystemExit: pass\n"
-        "print([n for n in ('sklearn', 'datasketch', 'scipy', 'torch') if n in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
 def test_unlabelled_rows_with_a_category_are_counted() -> None:

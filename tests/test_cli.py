@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 from conftest import ROOT, tiny_settings
 
 from refusal_tokens.cli import main
-from refusal_tokens.outcomes import Outcome, write_outcomes
 from refusal_tokens.policy import Bounds, Policy, save_policy
 from refusal_tokens.taxonomy import default_taxonomy
 
@@ -31,34 +29,6 @@ def refused(arguments: list[str], capsys: Capture) -> str:
     assert captured.err.startswith("error: ")
     assert "Traceback" not in captured.err
     return captured.err
-
-
-PROFILE = "data/profiles/smollm2-135m.parquet"
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["data", "check", "data"],
-        ["curves", PROFILE, "--output", "{}/curves"],
-        ["target", PROFILE, "--preset", "balanced", "--output", "{}/policy.json"],
-        ["judge", "{}/outcomes.parquet", "--judge", "rules", "--output", "{}/judged.parquet"],
-    ],
-)
-def test_light_commands_do_not_import_torch(arguments: list[str], tmp_path: Path) -> None:
-    outcome = Outcome("1", "refuse", "safety", None, None, "<|refuse:safety|>", "No.", "refused")
-    stated = {"taxonomy": default_taxonomy().to_dict(), "max_new_tokens": 8}
-    write_outcomes(tmp_path / "outcomes.parquet", [outcome], stated)
-    command = [argument.replace("{}", str(tmp_path)) for argument in arguments]
-    code = (
-        "import sys; from refusal_tokens.cli import main\n"
-        f"try: assert main({command!r}) == 0\n"
-        "except SystemExit: pass\n"
-        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
 
 
 def test_generate_shows_a_knob_changing_the_decision(tiny_run: Path, capsys: Capture) -> None:

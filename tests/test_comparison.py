@@ -29,7 +29,7 @@ from refusal_tokens.outcomes import Outcome
 from refusal_tokens.profiles import Profile
 from refusal_tokens.taxonomy import Category, Taxonomy
 
-LIGHT = settings(max_examples=60, deadline=None)
+LIGHT = settings(max_examples=60)
 ROUTE = knobs("route", [0, 0])
 
 

@@ -20,7 +20,7 @@ from refusal_tokens.summary import own_rates, summarise
 from refusal_tokens.taxonomy import Category, Taxonomy
 from refusal_tokens.tradeoff import trade_off
 
-LIGHT = settings(max_examples=40, deadline=None)
+LIGHT = settings(max_examples=40)
 BIAS = np.linspace(-6, 6, 13)
 ENTRIES = st.lists(
     st.tuples(

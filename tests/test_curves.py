@@ -20,7 +20,7 @@ from refusal_tokens.rates import auc, clustered_rate, rate, wilson
 from refusal_tokens.summary import own_rates, refusal_scores, summarise, summary_table
 from refusal_tokens.taxonomy import Taxonomy
 
-LIGHT = settings(max_examples=60, deadline=None)
+LIGHT = settings(max_examples=60)
 # At zero bias `route` decides 1, 2, 0, 2, 1, 0, 0, 0, 2 and 1.
 PLANTED: list[Entry] = [
     ("refuse", "a", [0, 2, 0]),

@@ -28,7 +28,7 @@ from refusal_tokens.policy import Policy
 from refusal_tokens.taxonomy import Category, Taxonomy
 
 EACH_RULE = pytest.mark.parametrize("rule", RULES)
-LIGHT = settings(max_examples=60, deadline=None)
+LIGHT = settings(max_examples=60)
 NATS = st.floats(-20, 20)
 # Multiples of 1/8 add without rounding, so that equalities hold exactly and ties are common.
 EIGHTHS = st.integers(-64, 64).map(lambda n: n / 8)
@@ -405,7 +405,7 @@ def test_flips_worked_by_hand(
 
 
 @EACH_RULE
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(cases(), st.data())
 def test_flips_change_the_decision_when_crossed_and_not_before(
     rule: Rule, case: tuple[Any, Any], data: Any

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 from refusal_tokens.errors import InputError, nearest, one_message, unknown
 
 
@@ -24,13 +21,3 @@ def test_one_fault_stands_alone_and_several_are_counted() -> None:
     several = one_message(["a: wrong", "b: wrong"], "rows")
     assert isinstance(several, InputError)
     assert str(several) == "2 faults in rows:\n  a: wrong\n  b: wrong"
-
-
-def test_data_checks_curves_and_policies_start_without_torch() -> None:
-    modules = "audit, curves, decision, files, policy, profiles, rows, taxonomy"
-    program = (
-        f"import sys; from refusal_tokens import {modules}; "
-        "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout == "[]\n", done.stderr

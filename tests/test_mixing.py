@@ -94,7 +94,7 @@ def test_the_seed_decides_the_draw(files: dict[str, str]) -> None:
     assert ids[0] == ids[1] != ids[2]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 60), st.integers(0, 2**32), st.randoms(use_true_random=False))
 def test_a_larger_draw_holds_the_smaller_whatever_the_order(
     size: int, seed: int, random: Any
@@ -118,7 +118,7 @@ def test_contrast_share_thins_out_whichever_is_in_excess(
     assert taken(sources, contrast_share=share) == [near, 200, refusals]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(30, 300), st.integers(30, 300), st.floats(0.02, 0.95))
 def test_contrast_share_holds_to_within_a_row(
     tmp_path_factory: pytest.TempPathFactory, near: int, refusals: int, share: float

@@ -42,7 +42,7 @@ def policies(draw: st.DrawFn) -> Policy:
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(policies())
 def test_a_policy_survives_its_file_form(policy: Policy) -> None:
     assert policy_from_dict(json.loads(json.dumps(policy.to_dict())), "p.json") == policy

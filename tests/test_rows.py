@@ -480,7 +480,7 @@ def row_lists(draw: st.DrawFn) -> list[Row]:
     return rows
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=row_lists())
 def test_rows_survive_their_file(rows: list[Row], tmp_path_factory: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "round.jsonl"
@@ -530,7 +530,7 @@ def test_shares_are_about_those_asked_for() -> None:
         assert abs(len(parts[name]) / 4000 - share) < 4 * (share * (1 - share) / 4000) ** 0.5
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.randoms(use_true_random=False))
 def test_adding_rows_and_changing_their_order_moves_none(random: Any) -> None:
     few = [plain(f"r{i}", f"g{i % 40}") for i in range(80)]

@@ -74,7 +74,7 @@ def test_unknown_labels_categories_and_knobs_are_told_the_nearest() -> None:
         default_taxonomy(single_token=True).knob_index("safety")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(IDS, min_size=1, max_size=64, unique=True), st.booleans())
 def test_a_taxonomy_survives_its_json_form(names: list[str], single: bool) -> None:
     taxonomy = of(*names, single=single)

@@ -17,8 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from refusal_tokens.checkpoint import fingerprint, load_info
 from refusal_tokens.cli import main
+from refusal_tokens.preparation import claim_run, prepare
 from refusal_tokens.profiles import read_profile
 from refusal_tokens.progress import LogFile
+from refusal_tokens.recipe import load_recipe
 
 Capture = pytest.CaptureFixture[str]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -122,6 +124,61 @@ def test_another_run_s_folder_is_left_alone(
     assert fingerprint(tiny_run / "model") == before
 
 
+def test_a_run_is_not_resumed_with_a_changed_row(
+    tiny_base: Callable[[bool], Path], rows_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(rows_file.read_bytes())
+    settings = [*tiny_settings(tiny_base(True), path), "max_steps=1", "save_steps=1"]
+    settings += ["refusal_tokens.calibration=[]", "refusal_tokens.test=[]"]
+    recipe, folder = ROOT / "recipes" / "tiny.yaml", tmp_path / "run"
+    assert run(recipe, folder, settings) == 0
+    path.write_text(path.read_text().replace("France did.", "Brazil did."))
+    assert run(recipe, folder, settings, "--resume") == 2
+    assert "other rows" in capsys.readouterr().err
+
+
+def test_a_run_that_saved_no_step_starts_from_the_first(
+    tiny_base: Callable[[bool], Path], rows_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    settings = [*tiny_settings(tiny_base(True), rows_file), "max_steps=1", "save_steps=1"]
+    settings += ["refusal_tokens.calibration=[]", "refusal_tokens.test=[]"]
+    recipe, folder = ROOT / "recipes" / "tiny.yaml", tmp_path / "run"
+    assert run(recipe, folder, settings, "--resume") == 2
+    assert "no run to resume" in capsys.readouterr().err
+    (folder / "trainer").mkdir(parents=True)
+    claim_run(folder, prepare(load_recipe(recipe, settings)), overwrite=False)
+    assert run(recipe, folder, settings, "--resume") == 0
+    assert "No step was saved" in capsys.readouterr().out
+    assert load_info(folder).training["steps"] == 1
+
+
+def test_overwrite_leaves_nothing_of_the_old_run(
+    tiny_base: Callable[[bool], Path], rows_file: Path, tmp_path: Path
+) -> None:
+    settings = [*tiny_settings(tiny_base(True), rows_file), "max_steps=2", "save_steps=2"]
+    settings += ["refusal_tokens.calibration=[]"]
+    recipe, folder = ROOT / "recipes" / "tiny.yaml", tmp_path / "run"
+    assert run(recipe, folder, settings) == 0
+    settings += ["max_steps=1", "save_steps=1", "refusal_tokens.test=[]"]
+    assert run(recipe, folder, settings, "--overwrite") == 0
+    assert [path.name for path in (folder / "trainer").glob("checkpoint-*")] == ["checkpoint-1"]
+    assert not (folder / "test.parquet").exists()
+    steps = {json.loads(line)["step"] for line in (folder / "train.jsonl").read_text().splitlines()}
+    assert steps == {1}
+    assert load_info(folder).training["steps"] == 1
+
+
+def test_a_folder_of_other_files_is_no_place_for_a_run(
+    tiny_base: Callable[[bool], Path], rows_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    settings = tiny_settings(tiny_base(True), rows_file)
+    assert run(ROOT / "recipes" / "tiny.yaml", tmp_path, settings) == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
 def test_overwrite_spares_a_folder_that_is_no_run(
     tiny_run: Path, tiny_base: Callable[[bool], Path], rows_file: Path, tmp_path: Path
 ) -> None:
@@ -148,14 +205,18 @@ def test_a_killed_run_resumes_to_the_same_weights(
     sets = [argument for setting in settings for argument in ("--set", setting)]
     command = [sys.executable, "-m", "refusal_tokens.cli", "train", "recipes/tiny.yaml"]
     command += ["--output-dir", str(broken), *sets]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not (broken / "trainer" / "checkpoint-20" / "trainer_state.json").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.stderr
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    said = tmp_path / "said.txt"
+    with said.open("w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+    try:
+        deadline = time.monotonic() + 120
+        while not (broken / "trainer" / "checkpoint-20" / "trainer_state.json").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None, said.read_text()
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     assert not (broken / "model").exists()
     # As if the kill had come while the next checkpoint was written.
     cut_off = broken / "trainer" / "checkpoint-55"

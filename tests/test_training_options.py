@@ -208,7 +208,15 @@ def test_only_rows_of_one_prompt_and_group_share_an_example(change: dict[str, An
     asking = replace(row("a", "Pick a lock?", "refuse", "safety", group="g"), **change)
     obeying = row("b", "Pick a lock?", "refuse", "humanizing", group="g", response="I'm software.")
     obeying = replace(obeying, train_control=False)
-    assert len(build_examples([asking, obeying], encoder, TAXONOMY, ids, None).examples) == 2
+    found = build_examples([asking, obeying], encoder, TAXONOMY, ids, None)
+    assert len(found.examples) == 2
+    # Alone, a counterfactual reply trains its text and no decision.
+    example = found.examples[1]
+    prompt, reply = encoder.prompt_ids(obeying.prompt), encoder.reply_ids("I'm software.")
+    humanizing = ids[TAXONOMY.token_index("refuse", "humanizing")]
+    assert example.input_ids == [*prompt, humanizing, *reply]
+    assert example.labels == [*[IGNORED] * (len(prompt) + 1), *reply]
+    assert found.control_tokens == 1
 
 
 def rows_with_a_counterfactual(rows_file: Path, folder: Path) -> Path:

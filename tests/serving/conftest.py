@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
+from conftest import ROOT
 
 from refusal_tokens.checkpoint import CheckpointInfo
 from refusal_tokens.taxonomy import default_taxonomy
@@ -24,3 +28,24 @@ def info() -> CheckpointInfo:
         versions={},
         model_fingerprint="f" * 64,
     )
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that vLLM can serve; the tiny models' heads are too small for it.
+
+    ``REFUSAL_TOKENS_TEST_CHECKPOINT``, or the default run where there is one, or trained here for a
+    few steps.
+    """
+    named = os.environ.get("REFUSAL_TOKENS_TEST_CHECKPOINT")
+    usual = ROOT / "runs" / "smollm2-135m-lora-smollm2-135m-instruct"
+    if named or usual.is_dir():
+        return Path(named or usual)
+    from refusal_tokens.cli import main
+
+    folder = tmp_path_factory.mktemp("run") / "short"
+    settings = ["max_steps=40", "max_length=96", "refusal_tokens.calibration=[]"]
+    sets = [word for setting in settings for word in ("--set", setting)]
+    recipe = str(ROOT / "recipes" / "smollm2-135m-lora.yaml")
+    assert main(["train", recipe, "--output-dir", str(folder), *sets]) == 0
+    return folder

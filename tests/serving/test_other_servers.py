@@ -1,8 +1,7 @@
 """The client and the GGUF export with real servers, where they are installed.
 
 ``LLAMA_SERVER`` names llama.cpp's server, ``LLAMA_CPP_PYTHON`` a Python with llama-cpp-python and
-its server, ``VLLM_PYTHON`` a Python with vLLM, ``VLLM_CHECKPOINT`` a trained checkpoint that vLLM
-can serve (the tiny models' heads are too small for it).
+its server; vLLM has to be installed in this one.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -35,7 +35,6 @@ pytestmark = pytest.mark.serving
 KNOBS = default_taxonomy().knobs
 LLAMA_SERVER = os.environ.get("LLAMA_SERVER") or shutil.which("llama-server")
 LLAMA_CPP_PYTHON = os.environ.get("LLAMA_CPP_PYTHON")
-VLLM_PYTHON, VLLM_CHECKPOINT = os.environ.get("VLLM_PYTHON"), os.environ.get("VLLM_CHECKPOINT")
 PROMPTS = [row[0] for row in ROWS] + ["Name a bird. <|refuse:safety|>"]
 POLICIES = [Policy(), Policy(rule="bias", bias={"safety": 2.0}), Policy(bias={"incomplete": -3.0})]
 
@@ -130,14 +129,13 @@ def test_llama_cpp_tokenises_as_the_checkpoint_does(tiny_run: Path, tmp_path: Pa
     assert found[-1] == [load_info(tiny_run).control_token_ids[0]]
 
 
-@pytest.mark.skipif(
-    not (VLLM_PYTHON and VLLM_CHECKPOINT), reason="VLLM_PYTHON and VLLM_CHECKPOINT are not set"
-)
-def test_vllm() -> None:
-    folder = Path(str(VLLM_CHECKPOINT))
-    command = [str(VLLM_PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+def test_vllm_without_the_plugin(checkpoint: Path) -> None:
+    pytest.importorskip("vllm")
+    folder = checkpoint / "model"
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     options = ["--enforce-eager", "--max-model-len", "1024", "--dtype", "float32"]
-    with server([*command, *options], 600, VLLM_CPU_KVCACHE_SPACE="1") as url:
+    variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_PLUGINS": ""}
+    with server([*command, *options], 600, **variables) as url:
         client = SteeredClient.connect(url, folder)
         assert client.capabilities.reading == "token_ids"
         check_against_the_model(client, folder, 0.01)

@@ -131,14 +131,16 @@ def test_the_package_declares_the_plugin(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_plugin_filter_lets_the_plugin_through(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     assert "VLLM_PLUGINS" not in Server(tiny_run).environment()
     monkeypatch.setenv("VLLM_PLUGINS", "other")
     assert Server(tiny_run).environment()["VLLM_PLUGINS"] == "other,refusal_tokens"
 
 
 def test_the_printed_calls_stay_within_bounds(
-    tiny_run: Path, tmp_path: Path, vllm_there: None
+    tiny_run: Path, tmp_path: Path, vllm_there: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("REFUSAL_TOKENS_CHECKPOINT", raising=False)
     save_policy(tmp_path / "held.json", Policy(bounds={"safety": Bounds(5.0, 6.0)}))
     server = Server(tiny_run, [tmp_path / "held.json"], host="0.0.0.0")
     store = server.check()

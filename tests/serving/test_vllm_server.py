@@ -1,8 +1,6 @@
 """A real vLLM server on the CPU, started by the command, asked over HTTP and by an openai client.
 
-The checkpoint is ``REFUSAL_TOKENS_TEST_CHECKPOINT``, or the default run where there is one, or
-trained here for a few steps. ``REFUSAL_TOKENS_TEST_VARIANTS`` sets how many variants of each bypass
-kind are sent (3).
+``REFUSAL_TOKENS_TEST_VARIANTS`` sets how many variants of each bypass kind are sent (3).
 """
 
 from __future__ import annotations
@@ -98,22 +96,6 @@ class Live:
 def category(reply: Any) -> str | None:
     found: str | None = reply["choices"][0]["refusal_tokens"]["category"]
     return found
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    named = os.environ.get("REFUSAL_TOKENS_TEST_CHECKPOINT")
-    usual = ROOT / "runs" / "smollm2-135m-lora-smollm2-135m-instruct"
-    if named or usual.is_dir():
-        return Path(named or usual)
-    from refusal_tokens.cli import main
-
-    folder = tmp_path_factory.mktemp("run") / "short"
-    settings = ["max_steps=40", "max_length=96", "refusal_tokens.calibration=[]"]
-    sets = [word for setting in settings for word in ("--set", setting)]
-    recipe = str(ROOT / "recipes" / "smollm2-135m-lora.yaml")
-    assert main(["train", recipe, "--output-dir", str(folder), *sets]) == 0
-    return folder
 
 
 @pytest.fixture(scope="session")
