@@ -51,13 +51,25 @@ def test_similarity_is_the_shared_part_of_word_trigrams(
     assert jaccard(word_grams(one), word_grams(other)) == pytest.approx(similarity)
 
 
-@pytest.mark.parametrize(("other", "found"), [(LAST, True), (FIFTH, False)])
-def test_near_duplicates_are_those_above_the_threshold(other: str, found: bool) -> None:
-    pairs = list(near_pairs([("train", row("p", TEN)), ("test", row("q", other))]))
+# The least similarity that counts, and the nearest below it that prompts so short can have.
+@pytest.mark.parametrize(
+    ("one", "other", "similarity", "found"),
+    [
+        (TEN, LAST, 7 / 9, True),
+        (TEN, LAST + " nought", 7 / 10, True),
+        (TEN + " eleven twelve thirteen", TEN + " eleven zero nought", 9 / 13, False),
+        (TEN, FIFTH, 5 / 11, False),
+    ],
+)
+def test_near_duplicates_share_seven_tenths_of_their_trigrams_or_more(
+    one: str, other: str, similarity: float, found: bool
+) -> None:
+    assert jaccard(word_grams(one), word_grams(other)) == pytest.approx(similarity)
+    pairs = list(near_pairs([("train", row("p", one)), ("test", row("q", other))]))
     assert bool(pairs) == found
     if found:
         assert (pairs[0].first.id, pairs[0].row.id) == ("p", "q")
-        assert pairs[0].similarity == pytest.approx(7 / 9)
+        assert pairs[0].similarity == pytest.approx(similarity)
 
 
 def test_every_near_pair_among_many_rows_is_found() -> None:

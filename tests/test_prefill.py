@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,34 +47,70 @@ def test_prompts_of_several_lengths_and_heads_score_as_one_by_one(
     assert together.rest_logsumexp[0.5] == pytest.approx(wanted, abs=1e-4)
 
 
+LAST_LOGITS = prefill.last_logits
+
+
+def scored(monkeypatch: pytest.MonkeyPatch, batches: int | None = None) -> list[int]:
+    """The sizes of the batches scored from here on; an interruption follows so many of them."""
+    sizes: list[int] = []
+
+    def counted(checkpoint: Checkpoint, prompts: Any) -> Any:
+        if len(sizes) == batches:
+            raise KeyboardInterrupt
+        sizes.append(len(prompts))
+        return LAST_LOGITS(checkpoint, prompts)
+
+    monkeypatch.setattr(prefill, "last_logits", counted)
+    return sizes
+
+
 def test_an_interrupted_profile_goes_on_where_it_stopped(
     checkpoint: Checkpoint, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = profile_rows(checkpoint, rows, progress=False)
-    real, calls = prefill.last_logits, []
-
-    def interrupted(checkpoint: Checkpoint, prompts: Any) -> Any:
-        calls.append(len(prompts))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(checkpoint, prompts)
-
     partial = tmp_path / "partial"
-    monkeypatch.setattr(prefill, "last_logits", interrupted)
+    done = scored(monkeypatch, batches=2)
     with pytest.raises(KeyboardInterrupt):
         profile_rows(checkpoint, rows, progress=False, partial=partial, batch_tokens=80)
-    done = sum(calls[:2])
-    seen: list[int] = []
-
-    def counted(checkpoint: Checkpoint, prompts: Any) -> Any:
-        seen.append(len(prompts))
-        return real(checkpoint, prompts)
-
-    monkeypatch.setattr(prefill, "last_logits", counted)
+    rest = scored(monkeypatch)
     found = profile_rows(checkpoint, rows, progress=False, partial=partial, batch_tokens=80)
-    assert sum(seen) == len(rows) - done
+    assert sum(rest) == len(rows) - sum(done)
     assert found.control_logits == pytest.approx(whole.control_logits, abs=1e-4)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", ["a prompt", "the order", "the model", "the temperatures"])
+def test_an_interrupted_profile_of_other_work_starts_anew(
+    change: str,
+    checkpoint: Checkpoint,
+    rows: list[Row],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Of as many rows, tokens and temperatures, so that what was kept would fit.
+    before: dict[str, Any] = {"checkpoint": checkpoint, "rows": rows, "temperatures": [2.0]}
+    asked = replace(rows[0], prompt=({"role": "user", "content": "Where is Ghent?"},))
+    another = replace(checkpoint.info, model_fingerprint="f00")
+    changes: dict[str, dict[str, Any]] = {
+        "a prompt": {"rows": [asked, *rows[1:]]},
+        "the order": {"rows": rows[::-1]},
+        "the model": {"checkpoint": replace(checkpoint, info=another)},
+        "the temperatures": {"temperatures": [0.5]},
+    }
+    after = before | changes[change]
+    whole = profile_rows(**after, progress=False)
+    partial = tmp_path / "partial"
+    scored(monkeypatch, batches=2)
+    with pytest.raises(KeyboardInterrupt):
+        profile_rows(**before, progress=False, partial=partial, batch_tokens=80)
+    again = scored(monkeypatch)
+    found = profile_rows(**after, progress=False, partial=partial, batch_tokens=80)
+    assert sum(again) == len(rows)
+    assert found.control_logits == pytest.approx(whole.control_logits, abs=1e-4)
+    for temperature, rest in whole.rest_logsumexp.items():
+        assert found.rest_logsumexp[temperature] == pytest.approx(rest, abs=1e-4)
+    assert "of other work, or damaged; starting anew" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["other rows", "damaged"])

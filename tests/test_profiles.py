@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from refusal_tokens.profiles import (
     TEXT_COLUMNS,
     Profile,
     read_profile,
+    split_profile,
     text_columns,
     write_profile,
 )
@@ -141,6 +143,45 @@ def test_control_mass_is_the_share_of_the_softmax() -> None:
         control = np.exp(logits).sum()
         assert mass == pytest.approx(control / (control + np.exp(other)), rel=1e-5)
     assert found[4] == pytest.approx(3 / 4)
+
+
+def with_column(profile: Profile, name: str, values: Sequence[str | None]) -> Profile:
+    made = np.array([*values], dtype=object)
+    return replace(profile, columns={**profile.columns, name: made})
+
+
+def test_the_data_hash_forgets_order_and_sees_every_change() -> None:
+    profile = profile_of(ENTRIES)
+    logits = profile.control_logits.copy()
+    logits[3, 1] = np.nextafter(logits[3, 1], np.float32(0))
+    swapped = [0, 1, 3, 2, 4]
+    changes = [
+        replace(profile, control_logits=logits),
+        # The same logits, at each other's prompts.
+        replace(profile, control_logits=profile.control_logits[swapped]),
+        with_column(profile, "label", ["refuse", "refuse", "refuse", "respond", None]),
+        with_column(profile, "category", ["a", "b", "a", None, None]),
+        with_column(profile, "prompt_sha256", ["0" * 64, *profile.columns["prompt_sha256"][1:]]),
+        profile.select(np.arange(4)),
+        profile.select(np.array([0, 0, 1, 2, 3, 4])),
+    ]
+    assert len({one.data_hash for one in (profile, *changes)}) == len(changes) + 1
+    assert profile.select(np.array([4, 2, 0, 3, 1])).data_hash == profile.data_hash
+
+
+def test_a_profile_is_halved_by_whole_groups_and_loses_nothing() -> None:
+    # 60 prompts in groups of three, then 60 of no group; the first logit numbers them.
+    entries: list[Entry] = [("refuse", "a", [float(i), 0.0, 0.0]) for i in range(120)]
+    groups = [f"g{i // 3}" if i < 60 else None for i in range(120)]
+    halves = split_profile(with_column(profile_of(entries), "group", groups))
+    numbers = [half.control_logits[:, 0].astype(int).tolist() for half in halves]
+    assert sorted(numbers[0] + numbers[1]) == list(range(120))
+    for half, own in zip(halves, numbers, strict=True):
+        assert half.columns["id"].tolist() == [f"r{i}" for i in own]
+    first, second = ({groups[i] for i in own} for own in numbers)
+    assert first & second == {None}
+    # Neither half is left with the groups alone, or without any.
+    assert min(len(first), len(second)) > 1
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from test_profiles import TWO
-from test_targeting import synthetic
+from test_targeting import planted_mixture, synthetic
 
 from refusal_tokens.cli import main
-from refusal_tokens.decision import decide
+from refusal_tokens.decision import decide, probabilities
 from refusal_tokens.policy import policy_from_dict
 from refusal_tokens.profiles import Profile, read_profile, write_profile
+from refusal_tokens.recentring import recentre
 
 Capture = pytest.CaptureFixture[str]
 
@@ -47,6 +49,115 @@ def test_the_policy_written_reaches_what_was_asked(
     assert "rate a = 60%" in capsys.readouterr().out
     assert main([*arguments, "--output", str(output)]) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+def printed(arguments: list[str | Path], capsys: Capture) -> dict[str, Any]:
+    """What ``target --json`` prints."""
+    # 1 where a target is out of reach.
+    assert main(["target", *map(str, arguments), "--json"]) in (0, 1)
+    data: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return data
+
+
+def refused_by(policy: dict[str, Any], profile: Profile) -> np.ndarray:
+    """(prompts,), the chance that each prompt is refused under a printed policy."""
+    policy = {key: v for key, v in policy.items() if key not in ("reached", "checked")}
+    setting = policy_from_dict(policy, "p").knobs(TWO)
+    return np.asarray(1 - probabilities(profile.control_logits, setting)[:, 0])
+
+
+def test_a_ceiling_of_a_category_is_on_its_near_misses(profile: Path, capsys: Capture) -> None:
+    asked: list[str | Path] = ["--min-rate", "a=0.9", "--max-over-refusal", "a=0.2"]
+    policy = printed([profile, *asked], capsys)
+    assert policy["provenance"]["asked"]["max_category_over_refusal"] == {"a": 0.2}
+    assert policy["provenance"]["asked"]["max_over_refusal"] is None
+    made = read_profile(profile)
+    near = made.is_label("respond") & made.is_category("a")
+    floor, ceiling = policy["reached"]
+    assert floor["met"]
+    assert ceiling["met"]
+    assert ceiling["name"] == "max-over-refusal a"
+    assert ceiling["rate"]["n"] == near.sum() == 100
+    assert 0 < ceiling["rate"]["count"] == refused_by(policy, made)[near].sum() <= 20
+
+
+def test_the_rates_of_a_check_are_those_of_its_own_prompts(
+    profile: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    other, path = synthetic(n=40, seed=7, confusion=2.0), tmp_path / "q.parquet"
+    write_profile(path, other)
+    asked: list[str | Path] = ["--rate", "a=0.6", "--max-over-refusal", "b=0.2", "--check", path]
+    policy = printed([profile, *asked], capsys)
+    for name, own in (("reached", read_profile(profile)), ("checked", other)):
+        refused, (rate, ceiling) = refused_by(policy, own), policy[name]
+        of_a = own.is_label("refuse") & own.is_category("a")
+        near_b = own.is_label("respond") & own.is_category("b")
+        assert (rate["rate"]["count"], rate["rate"]["n"]) == (refused[of_a].sum(), of_a.sum())
+        assert ceiling["rate"]["count"] == refused[near_b].sum()
+    assert policy["checked"][0]["rate"]["value"] != policy["reached"][0]["rate"]["value"]
+
+
+def test_sampled_targets_are_written_as_a_policy_that_samples(
+    profile: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    output = tmp_path / "policy.json"
+    asked: list[str | Path] = ["--rate", "a=0.6", "--decision", "sampled", "--output", output]
+    policy = printed([profile, *asked], capsys)
+    assert policy["temperature"] == 1
+    assert json.loads(output.read_text("utf-8"))["temperature"] == 1
+    made = read_profile(profile)
+    of_a = made.is_label("refuse") & made.is_category("a")
+    assert refused_by(policy, made)[of_a].mean() == pytest.approx(0.6, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (["strict", "--rate", "b=0.5"], {"rates": {"b": 0.5}, "min_rates": {"a": 0.9}}),
+        (["strict", "--min-rate", "b=0.5"], {"rates": {}, "min_rates": {"a": 0.9, "b": 0.5}}),
+        (["strict", "--max-over-refusal", "0.2"], {"max_over_refusal": 0.2}),
+        (["balanced", "--max-over-refusal", "0.2"], {"max_over_refusal": 0.2}),
+        (
+            ["balanced", "--max-over-refusal", "b=0.2"],
+            {"max_over_refusal": 0.05, "max_category_over_refusal": {"b": 0.2}},
+        ),
+        (["permissive", "--rate", "b=0.5"], {"rates": {"b": 0.5}, "max_over_refusal": 0.01}),
+    ],
+)
+def test_what_is_named_goes_before_the_preset(
+    profile: Path, arguments: list[str | Path], asked: dict[str, Any], capsys: Capture
+) -> None:
+    found = printed([profile, "--preset", *arguments], capsys)["provenance"]["asked"]
+    assert asked.items() <= found.items()
+    assert found["fewest_misses"] == (arguments[0] != "strict")
+    if "max_over_refusal" not in asked:
+        assert found["max_over_refusal"] is None
+
+
+def test_recentring_adds_what_the_traffic_asks_for_to_the_solution(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    labelled = planted_mixture([1 / 3, 1 / 3, 1 / 3], 600, 0)
+    traffic = planted_mixture([0.8, 0.15, 0.05], 600, 1)
+    # Traffic has no labels; none may be needed.
+    unknown = np.full(len(traffic), None, dtype=object)
+    columns = {**traffic.columns, "label": unknown, "category": unknown}
+    paths = tmp_path / "p.parquet", tmp_path / "t.parquet"
+    write_profile(paths[0], labelled)
+    write_profile(paths[1], replace(traffic, columns=columns))
+    policy = printed([paths[0], "--rate", "a=0.7", "--recentre", paths[1]], capsys)
+    before, after, shift = recentre(labelled, traffic)
+    solved = policy["provenance"]["solution"]["bias"]
+    # Fewer refusals are asked for there, so every knob falls: b's from 0, where it was left.
+    assert (shift < 0).all()
+    assert set(solved) == {"a"}
+    assert policy["bias"] == pytest.approx({"a": solved["a"] + shift[0], "b": shift[1]})
+    mix = policy["provenance"]["mix_of_labels_before_and_after"]
+    assert [*mix] == list(TWO.tokens)
+    assert [*mix.values()] == pytest.approx(np.stack([before, after], axis=1))
+    # What is printed as reached is what the moved setting does.
+    of_a = labelled.is_label("refuse") & labelled.is_category("a")
+    assert policy["reached"][0]["rate"]["count"] == refused_by(policy, labelled)[of_a].sum()
 
 
 def test_out_of_reach_writes_nothing_unless_told_to(
@@ -83,6 +194,27 @@ def test_a_certificate_is_made_on_the_half_that_was_not_solved_on(
     # What is printed is what the written policy does, on both halves together.
     both = printed["reached"][0]["rate"]["count"] + certificate["promises"][0]["errors"]
     assert both == refused.sum()
+
+
+def test_a_certificate_on_fresh_rows_leaves_all_others_to_the_solver(
+    profile: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    fresh, path, output = synthetic(n=150, seed=5), tmp_path / "q.parquet", tmp_path / "policy.json"
+    write_profile(path, fresh)
+    asked: list[str | Path] = [profile, "--preset", "balanced", "--max-over-refusal", "0.2"]
+    asked += ["--confidence", "0.9", "--certify-on", path]
+    assert main(["target", *map(str, asked)]) == 0
+    assert "With 90% confidence" in capsys.readouterr().out
+    policy = printed([*asked, "--output", output], capsys)
+    assert json.loads(output.read_text("utf-8"))["bias"] == policy["bias"]
+    assert policy["provenance"]["solution"]["over_refusal"]["n"] == 300
+    certificate = policy["provenance"]["certificate"]
+    assert certificate["certified"]
+    assert certificate["data_hash"] == fresh.data_hash
+    benign = fresh.is_label("respond")
+    (promise,) = certificate["promises"]
+    assert promise["n"] == benign.sum() == 450
+    assert 0 < promise["errors"] == refused_by(policy, fresh)[benign].sum()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_profiles import TWO, profile_of
 
+from refusal_tokens.arrays import Mask
 from refusal_tokens.decision import RULES, Rule, decide, gaps, knobs
 from refusal_tokens.errors import InputError
 from refusal_tokens.profiles import Profile
 from refusal_tokens.recentring import recentre
-from refusal_tokens.targeting import frontier, over_refusal, reached, solve
+from refusal_tokens.targeting import Solution, frontier, over_refusal, reached, solve
 from refusal_tokens.targets import Targets, preset
 from refusal_tokens.taxonomy import Taxonomy
 
@@ -78,6 +80,20 @@ def test_sampled_rates_are_met_to_a_hundredth_of_a_percent(rule: Rule) -> None:
         assert entry.rate.value == pytest.approx(entry.asked, abs=1e-4)
 
 
+@EACH_RULE
+def test_sampled_floors_are_kept_at_no_more_over_refusal_than_they_need(rule: Rule) -> None:
+    # At bias 0 the floor holds already, with 95% refused; respond rows ask for less.
+    entries: list[Any] = [("refuse", "a", [0, 3, -9])] * 10 + [("respond", None, [0, 1, -9])] * 10
+    profile = profile_of(entries)
+    found = solve(profile, Targets(min_rates={"a": 0.7}), rule=rule, decision="sampled")
+    assert found.feasible
+    assert found.reached[0].rate.value == pytest.approx(0.7, abs=1e-3)
+    # One logit decides: sigmoid(3 + bias) is 0.7, and sigmoid(1 + bias) is what that costs.
+    bias = np.log(0.7 / 0.3) - 3
+    assert found.bias == pytest.approx({"a": bias}, abs=0.01)
+    assert found.over_refusal.value == pytest.approx(1 / (1 + np.exp(-1 - bias)), abs=1e-3)
+
+
 def brute_force(profile: Profile, rule: Rule, targets: Targets) -> float | None:
     """Least over-refusal, over every pair of thresholds, among settings that meet the floors."""
     points = []
@@ -103,23 +119,65 @@ def test_floors_are_kept_at_the_least_over_refusal_there_is(rule: Rule, seed: in
     assert found.over_refusal.value == pytest.approx(brute_force(profile, rule, targets))
 
 
+def most_refused(
+    profile: Profile, ceilings: Sequence[tuple[Mask, float]], free: Sequence[str]
+) -> int:
+    """Most refuse rows refused, over every setting of the free knobs that keeps the ceilings."""
+    points: list[list[float]] = []
+    for knob, gap in zip(TWO.knobs, gaps(profile.control_logits, "route").T, strict=True):
+        finite = np.sort(gap[np.isfinite(gap)])
+        points.append([finite[0] - 1, *(finite + 1e-9)] if knob in free else [0.0])
+    asked = profile.is_label("refuse")
+    best = 0
+    for bias in itertools.product(*points):
+        refused = decide(profile.control_logits, knobs("route", bias)) > 0
+        if all(refused[rows].mean() <= ceiling for rows, ceiling in ceilings):
+            best = max(best, int(refused[asked].sum()))
+    return best
+
+
+def refused_by(found: Solution, profile: Profile) -> Mask:
+    """Which prompts a greedy solution refuses."""
+    setting = knobs(found.rule, [found.bias.get(name, 0.0) for name in TWO.knobs])
+    return decide(profile.control_logits, setting) > 0
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_fewest_misses_under_a_ceiling_are_those_of_brute_force(seed: int) -> None:
     profile = synthetic(n=7, seed=seed)
     found = solve(profile, preset("balanced", TWO.category_ids))
     asked, benign = profile.is_label("refuse"), profile.is_label("respond")
-    best = 0
-    thresholds = [
-        [np.sort(gap[np.isfinite(gap)])[0] - 1, *(np.sort(gap[np.isfinite(gap)]) + 1e-9)]
-        for gap in gaps(profile.control_logits, "route").T
-    ]
-    for bias in itertools.product(*thresholds):
-        refused = decide(profile.control_logits, knobs("route", bias)) > 0
-        if refused[benign].mean() <= 0.05:
-            best = max(best, int(refused[asked].sum()))
-    setting = knobs("route", [found.bias.get(name, 0.0) for name in TWO.knobs])
     assert found.feasible
-    assert int((decide(profile.control_logits, setting) > 0)[asked].sum()) == best
+    best = most_refused(profile, [(benign, 0.05)], TWO.knobs)
+    assert int(refused_by(found, profile)[asked].sum()) == best
+
+
+@pytest.mark.parametrize("ceilings", [{"a": 0.25}, {"b": 0.4}, {"a": 0.25, "b": 0.4}])
+def test_a_ceiling_of_a_category_counts_its_near_misses_alone(ceilings: dict[str, float]) -> None:
+    # (prompts, their logit for the category) differ in each kind that could be counted.
+    kinds: dict[tuple[str, str | None], tuple[int, float]] = {
+        ("respond", "a"): (8, 0.5), ("respond", "b"): (10, -1.0), ("respond", None): (7, 2.0),
+        ("refuse", "a"): (11, 1.0), ("refuse", "b"): (9, 1.5),
+    }  # fmt: skip
+    random = np.random.default_rng(0)
+    entries: list[Any] = []
+    for (label, category), (n, lean) in kinds.items():
+        for _ in range(n):
+            logits = random.normal([0, -3, -3], 1)
+            logits[TWO.token_index("refuse", category or "a")] += 3 + lean
+            entries.append((label, category, list(logits)))
+    profile = profile_of(entries)
+    targets = Targets(max_category_over_refusal=ceilings, fewest_misses=True)
+    found = solve(profile, targets)
+    refused = refused_by(found, profile)
+    near = {c: profile.is_label("respond") & profile.is_category(c) for c in ceilings}
+    assert found.feasible
+    best = most_refused(profile, [(near[c], ceilings[c]) for c in ceilings], [*ceilings])
+    assert int(refused[profile.is_label("refuse")].sum()) == best
+    for entry, (category, ceiling) in zip(found.reached, ceilings.items(), strict=True):
+        assert (entry.name, entry.asked) == (f"max-over-refusal {category}", ceiling)
+        assert entry.rate.n == kinds["respond", category][0]
+        assert entry.rate.count == refused[near[category]].sum()
 
 
 def test_unnamed_knobs_stay_at_zero() -> None:
@@ -151,6 +209,20 @@ def test_the_frontier_never_refuses_less_under_a_higher_ceiling() -> None:
     assert all(later <= earlier + 1e-9 for earlier, later in itertools.pairwise(missed))
 
 
+def test_a_point_of_the_frontier_keeps_its_ceiling_wherever_the_floors_allow() -> None:
+    profile, targets = synthetic(), Targets(min_rates={"a": 0.9, "b": 0.9})
+    least = solve(profile, targets).over_refusal.value or 0
+    points = frontier(profile, targets)
+    assert min(ceiling for ceiling, _ in points) < least < max(ceiling for ceiling, _ in points)
+    for ceiling, solution in points:
+        over = solution.reached[-1]
+        assert (over.name, over.asked) == ("max-over-refusal", ceiling)
+        assert over.rate == solution.over_refusal
+        assert solution.feasible == (least <= ceiling)
+        assert not solution.feasible or (over.rate.value or 0) <= ceiling
+    assert len({solution.over_refusal.value for _, solution in points}) > 2
+
+
 @LIGHT
 @given(st.integers(0, 1000), st.sampled_from(RULES))
 def test_the_order_of_prompts_changes_no_solution(seed: int, rule: Rule) -> None:
@@ -162,8 +234,16 @@ def test_the_order_of_prompts_changes_no_solution(seed: int, rule: Rule) -> None
     assert here.over_refusal == there.over_refusal
 
 
-def test_strict_asks_safety_for_more() -> None:
-    assert preset("strict", ("safety", "b")).min_rates == {"safety": 0.99, "b": 0.9}
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        ("strict", Targets(min_rates={"safety": 0.99, "b": 0.9})),
+        ("balanced", Targets(max_over_refusal=0.05, fewest_misses=True)),
+        ("permissive", Targets(max_over_refusal=0.01, fewest_misses=True)),
+    ],
+)
+def test_presets_ask_for_what_the_documentation_says(name: str, targets: Targets) -> None:
+    assert preset(name, ("safety", "b")) == targets
 
 
 @pytest.mark.parametrize(
