@@ -196,10 +196,24 @@ def test_a_certificate_is_made_on_the_half_that_was_not_solved_on(
     assert both == refused.sum()
 
 
+def test_no_certificate_is_made_on_prompts_that_were_solved_on(
+    profile: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    part, output = tmp_path / "part.parquet", tmp_path / "policy.json"
+    write_profile(part, read_profile(profile).select(np.arange(5)))
+    asked = ["--max-over-refusal", "0.2", "--confidence", "0.9", "--output", str(output)]
+    assert main(["target", str(profile), *asked, "--certify-on", str(part)]) == 2
+    assert "5 of its 5 prompts are in" in capsys.readouterr().err
+    assert not output.exists()
+
+
 def test_a_certificate_on_fresh_rows_leaves_all_others_to_the_solver(
     profile: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    fresh, path, output = synthetic(n=150, seed=5), tmp_path / "q.parquet", tmp_path / "policy.json"
+    path, output = tmp_path / "q.parquet", tmp_path / "policy.json"
+    fresh = synthetic(n=150, seed=5)
+    others = np.array([f"{i:064x}" for i in range(len(fresh))], dtype=object)
+    fresh = replace(fresh, columns={**fresh.columns, "prompt_sha256": others})
     write_profile(path, fresh)
     asked: list[str | Path] = [profile, "--preset", "balanced", "--max-over-refusal", "0.2"]
     asked += ["--confidence", "0.9", "--certify-on", path]

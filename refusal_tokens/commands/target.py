@@ -79,6 +79,8 @@ def _target(options: argparse.Namespace) -> int | None:
         same_model(profile, other, options.profile, getattr(options, name))
     targets = _targets(options, profile.taxonomy.category_ids)
     solved_on, fresh = profile, others.get("certify_on")
+    if fresh is not None:
+        _check_fresh(profile, fresh, options)
     if options.confidence is not None and fresh is None:
         solved_on, fresh = split_profile(profile)
     solution = solve(solved_on, targets, rule=options.rule, decision=options.decision)
@@ -110,6 +112,18 @@ def _target(options: argparse.Namespace) -> int | None:
     elif options.output:
         print(f"\n{options.output} was not written; --accept-nearest writes this setting")
     return None if done else 1
+
+
+def _check_fresh(profile: Profile, fresh: Profile, options: argparse.Namespace) -> None:
+    """A certificate holds for rows that the solver did not see."""
+    seen = {*profile.columns["prompt_sha256"]}
+    shared = sum(prompt in seen for prompt in fresh.columns["prompt_sha256"])
+    if shared:
+        raise InputError(
+            f"--certify-on {options.certify_on}: {shared} of its {len(fresh)} prompts are in "
+            f"{options.profile}, on which the knobs are solved; give other prompts, or leave the "
+            "option out and half of the profile is kept back for the certificate"
+        )
 
 
 def _targets(options: argparse.Namespace, categories: tuple[str, ...]) -> Targets:
