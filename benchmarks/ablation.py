@@ -350,7 +350,8 @@ def over_seeds(values: Sequence[Measured]) -> Measured:
     """Return the mean over seeds of a number from 0 to 1; of one seed, the number itself.
 
     Its interval holds both errors: that of the prompts, which all seeds share (the mean of their
-    half-widths), and that of the seeds (Student's t), added as independent errors are.
+    half-widths), and that of the seeds (Student's t), added as independent errors are. The n is
+    that of the seed with the fewest.
 
     >>> str(over_seeds([Measured(v, v - 0.1, v + 0.1, 9) for v in (0.5, 0.5, 0.5)]))
     '0.500 [0.400, 0.600]'
@@ -364,7 +365,7 @@ def over_seeds(values: Sequence[Measured]) -> Measured:
     half = seed_half_width(points[:, 0])
     below, above = np.abs(points[:, 1:] - points[:, :1]).mean(axis=0)
     low, high = mean - math.hypot(below, half), mean + math.hypot(above, half)
-    return Measured(mean, max(0.0, low), min(1.0, high), values[0].n)
+    return Measured(mean, max(0.0, low), min(1.0, high), min(m.n for m in values))
 
 
 def seed_half_width(values: Sequence[float] | np.ndarray) -> float:

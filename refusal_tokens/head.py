@@ -14,7 +14,7 @@ class LogitTransform:
     """Scale and soft cap that an architecture applies to its logits.
 
     Attributes:
-        scale: factor (Cohere, Granite, Falcon-H1); 1 for most.
+        scale: factor (Cohere, Granite, Falcon-H1, HyperCLOVA X); 1 for most.
         softcap: ``cap * tanh(x / cap)`` (Gemma 2), or None.
     """
 
@@ -28,6 +28,13 @@ class LogitTransform:
             return logits
         return self.softcap * torch.tanh(logits / self.softcap)
 
+    def inverse(self, logits: Tensor) -> Tensor:
+        """Return what the output matrix has to give for these logits; below the cap at most."""
+        if self.softcap is not None:
+            share = (logits / self.softcap).clamp(-0.999, 0.999)
+            logits = self.softcap * torch.atanh(share)
+        return logits / self.scale
+
 
 def logit_transform(model: PreTrainedModel) -> LogitTransform:
     """Read the transform from a model's config."""
@@ -37,5 +44,9 @@ def logit_transform(model: PreTrainedModel) -> LogitTransform:
         value = getattr(config, name, None)
         if value is not None:
             return LogitTransform(float(value), softcap)
-    divisor = getattr(config, "logits_scaling", None)
-    return LogitTransform(1.0 if divisor is None else 1.0 / divisor, softcap)
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is None:
+        return LogitTransform(softcap=softcap)
+    # Granite's key, by which the one family multiplies and all others divide.
+    multiplies = config.model_type.startswith("hyperclovax")
+    return LogitTransform(float(scaling) if multiplies else 1.0 / scaling, softcap)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from refusal_tokens.chat import control_ids
 from refusal_tokens.errors import InputError
+from refusal_tokens.head import logit_transform
 from refusal_tokens.taxonomy import Taxonomy
 
 
@@ -123,13 +124,16 @@ def lift_rows(model: PreTrainedModel, ids: Sequence[int], prompts: Sequence[Sequ
         for prompt in prompts
     ]
     hidden = torch.stack(states).float()
-    logits = hidden @ head.weight.float().T
-    control = logits[:, list(ids)].mean()
+    bias = None if head.bias is None else head.bias.float()
+    raw = functional.linear(hidden, head.weight.float(), bias)
+    control = raw[:, list(ids)].mean()
+    transform = logit_transform(model)
+    logits = transform(raw)
     logits[:, list(ids)] = -torch.inf
     # Together they should score log(9) above the rest: nine tenths of the mass.
     wanted = torch.logsumexp(logits, dim=1).mean() + math.log(9 / len(ids))
     mean = hidden.mean(dim=0)
-    shift = (wanted - control) * mean / (mean @ mean)
+    shift = (transform.inverse(wanted) - control) * mean / (mean @ mean)
     for token in ids:
         head.weight[token] = (head.weight[token].float() + shift).to(head.weight.dtype)
 

@@ -91,6 +91,28 @@ def test_replies_are_those_of_the_model_itself(
             assert reply.token_ids == own.token_ids
 
 
+def test_replies_that_end_before_their_limit_are_those_of_the_model_in_a_batch(
+    client: SteeredClient, model: SteeredModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"max_new_tokens": 6, "do_sample": False}
+    whole = [reply.token_ids for reply in model.generate(PROMPTS, **settings)]
+    # The third token of some reply that is not in every other.
+    end = next(
+        ids[2]
+        for ids in whole
+        if ids[2] not in ids[:2] and any(ids[2] not in other for other in whole)
+    )
+    monkeypatch.setattr(model.checkpoint.model.generation_config, "eos_token_id", [end])
+    expected = [ids[: ids.index(end) + 1] if end in ids else ids for ids in whole]
+    assert {3, 6} <= {len(ids) for ids in expected}
+    own = model.generate(PROMPTS, **settings)
+    assert [reply.token_ids for reply in own] == expected
+    replies = client.generate(PROMPTS, max_tokens=5)
+    assert [reply.text for reply in replies] == [reply.text for reply in own]
+    if client.capabilities.reading != "bias":
+        assert [reply.token_ids for reply in replies] == expected
+
+
 def test_typed_control_tokens_are_sent_as_plain_text(
     client: SteeredClient, server: Server, model: SteeredModel
 ) -> None:

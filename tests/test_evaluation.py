@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tokenizer
+from transformers import AutoModelForCausalLM
 
 from refusal_tokens.checkpoint import load_checkpoint
 from refusal_tokens.errors import InputError
@@ -19,7 +23,7 @@ from refusal_tokens.evaluation import evaluate_outcomes
 from refusal_tokens.evaluation_run import evaluate_model, spread
 from refusal_tokens.fluency import fluency
 from refusal_tokens.generation import Job, Writer, batches_of
-from refusal_tokens.helpfulness import find_base, perplexities
+from refusal_tokens.helpfulness import compare_with_base, find_base, perplexities
 from refusal_tokens.likelihood import Answer, Likelihood, likelihoods
 from refusal_tokens.outcomes import Outcome, read_outcomes, write_outcomes
 from refusal_tokens.partial import Partial
@@ -197,6 +201,21 @@ def test_own_replies_are_those_of_generate_and_harm_is_not_asked_for(
     assert asked == {"safety"}
 
 
+def test_what_the_model_prefers_is_its_decision_with_every_bias_at_0(
+    model: SteeredModel, rows: list[Row]
+) -> None:
+    profile = profile_rows(model.checkpoint, rows, progress=False)
+    places = [i % len(TAXONOMY.tokens) for i in range(len(rows))]
+    planted = replace(profile, control_logits=4 * np.eye(len(TAXONOMY.tokens))[places])
+    strict = Policy(rule="bias", bias={"safety": 50.0})
+    plan = Plan(force=(SAFETY,), policy=strict, max_new_tokens=1)
+    outcomes = generate_outcomes(model, rows, planted, plan, Partial(None, "x"))
+    assert len(outcomes) == 2 * len(rows)
+    assert {o.decision for o in outcomes} == {SAFETY}
+    preferred = {row.id: TAXONOMY.tokens[i] for row, i in zip(rows, places, strict=True)}
+    assert [o.preferred for o in outcomes] == [preferred[o.id] for o in outcomes]
+
+
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     model: SteeredModel,
     rows: list[Row],
@@ -225,10 +244,63 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     kept.write_text(kept.read_text() + '["half a li')
     found = evaluate_model(model, rows, plan, output, base=None, limit=9)
     assert found.report == whole.report
-    assert sum(calls) == sum(calls[:2]) + calls[2] + sum(calls[3:])
     generated = sum(calls[:2]) + sum(calls[3:])
     assert generated == len({(o.id, o.decision) for o in read_outcomes(output)[0]})
     assert not kept.exists()
+
+
+@pytest.mark.parametrize("change", ["nothing", "model", "dtype", "length", "prompts", "answers"])
+def test_finished_replies_serve_the_same_work_alone(
+    change: str,
+    model: SteeredModel,
+    tiny_run: Path,
+    rows: list[Row],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = Plan(force=TAXONOMY.tokens, max_new_tokens=2, batch_size=8)
+    output, kept = tmp_path / "o.parquet", tmp_path / "o.parquet.partial"
+    real, calls = Writer.write, []
+
+    def interrupted(self: Writer, jobs: Any) -> Any:
+        calls.append(len(jobs))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, jobs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Writer, "write", interrupted)
+        evaluate_model(model, rows, plan, output, base=None, limit=3)
+    # Finished replies get another text, to be known again.
+    head, *lines = kept.read_text().splitlines()
+    parts = {name: ["Marked.", *rest] for name, (_, *rest) in map(json.loads, lines)}
+    kept.write_text("".join(f"{line}\n" for line in (head, *map(json.dumps, parts.items()))))
+    if change == "model":
+        info = replace(model.checkpoint.info, model_fingerprint="another")
+        model = SteeredModel(replace(model.checkpoint, info=info))
+    elif change == "dtype":
+        model = SteeredModel(load_checkpoint(tiny_run, dtype="bfloat16", device="cpu"))
+    elif change == "length":
+        plan = replace(plan, max_new_tokens=3)
+    elif change == "prompts":
+        rows = [replace(row, prompt=({"role": "user", "content": "Hello"},)) for row in rows]
+    elif change == "answers":
+        rows = [replace(row, response="Another.") for row in rows]
+    evaluate_model(model, rows, plan, output, base=None, limit=3)
+    outcomes, _ = read_outcomes(output)
+    marked = {(o.id, o.decision) for o in outcomes if o.text == "Marked."}
+    finished = {tuple(json.loads(name)[1:]) for name in parts}
+    assert len(finished) == 8
+    assert marked == (finished if change == "nothing" else set())
+    assert len({(o.id, o.decision) for o in outcomes}) > len(finished)
+
+
+def plain_nll(scoring: Any, before: Sequence[int], reply: Sequence[int]) -> float:
+    """Of a reply's tokens, nats, from one forward of the whole."""
+    with torch.no_grad():
+        logits = scoring(torch.tensor([[*before, *reply]])).logits[0, len(before) - 1 : -1]
+    shares = torch.log_softmax(logits.double(), dim=1)
+    return -float(shares[torch.arange(len(reply)), torch.tensor(reply)].sum())
 
 
 def test_likelihoods_are_those_of_a_plain_forward(model: SteeredModel, rows: list[Row]) -> None:
@@ -241,12 +313,8 @@ def test_likelihoods_are_those_of_a_plain_forward(model: SteeredModel, rows: lis
             answers[row.id] = Answer(ids, len(prompt))
     found = likelihoods(model.checkpoint.model, answers, Partial(None, "x"), "answers")
     for name, answer in answers.items():
-        with torch.no_grad():
-            logits = model.checkpoint.model(torch.tensor([answer.ids])).logits[0]
-        shares = torch.log_softmax(logits.double(), dim=1)
-        wanted = -sum(
-            float(shares[i - 1, answer.ids[i]]) for i in range(answer.start, len(answer.ids))
-        )
+        before, reply_ids = answer.ids[: answer.start], answer.ids[answer.start :]
+        wanted = plain_nll(model.checkpoint.model, before, reply_ids)
         assert found[name].nll == pytest.approx(wanted, abs=1e-3)
         assert found[name].tokens == len(answer.ids) - answer.start
 
@@ -279,3 +347,32 @@ def test_the_base_is_compared_on_the_same_tokens(
     assert done.helpfulness.base_replies.refused.n <= 2
     plain, _ = read_outcomes(done.files["base"])
     assert {(o.forced, o.decision) for o in plain} == {(None, None)}
+
+
+def test_answers_are_scored_after_respond_and_by_the_base_after_the_prompt(
+    model: SteeredModel, rows: list[Row]
+) -> None:
+    checkpoint = model.checkpoint
+    base = find_base(checkpoint.info.base_model, checkpoint)
+    plan = Plan(force=(), max_new_tokens=1)
+    compared, replies = compare_with_base(model, base, rows, [], plan, Partial(None, "x"))
+    assert (replies, compared.base_replies, compared.tuned_replies) == ([], None, None)
+    found = next(entry for entry in compared.perplexity if entry.kind == "ordinary")
+    (row,) = (r for r in rows if r.label == "respond" and r.category is None and r.response)
+    prompt, answer = (
+        checkpoint.encoder.prompt_ids(row.prompt),
+        checkpoint.encoder.reply_ids("Four."),
+    )
+    assert row.response == "Four."
+    assert found.tokens == len(answer)
+    untuned = AutoModelForCausalLM.from_pretrained(base.source, dtype=torch.float32).eval()
+    of_base = math.exp(plain_nll(untuned, prompt, answer) / len(answer))
+    # After each control token in turn, `<|respond|>` first.
+    tuned, *others = [
+        math.exp(plain_nll(checkpoint.model, [*prompt, control], answer) / len(answer))
+        for control in checkpoint.info.control_token_ids
+    ]
+    assert (found.base, found.tuned) == pytest.approx((of_base, tuned), rel=1e-4)
+    assert found.ratio.value == pytest.approx(tuned / of_base, rel=1e-4)
+    # Any of the others in their place would show.
+    assert min(abs(math.log(tuned / other)) for other in (of_base, *others)) > 1e-3
