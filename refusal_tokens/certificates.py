@@ -229,8 +229,9 @@ def errors_allowed(n: int, bound: float, delta: float) -> int:
     """
     if bound >= 1:
         return n
-    counts = np.arange(n + 1)
-    return int((binom.cdf(counts, n, bound) <= delta).sum()) - 1
+    # The least count that delta reaches; one that exceeds it is one too many.
+    least = int(binom.ppf(delta, n, bound))
+    return least if binom.cdf(least, n, bound) <= delta else least - 1
 
 
 def rows_needed(bound: float, delta: float, power: float = POWER) -> int:

@@ -49,7 +49,13 @@ class Knobs:
 
 
 def knobs(rule: Rule, bias: Sequence[float] | Floats, temperature: float = 0.0) -> Knobs:
-    """Return knobs without floors."""
+    """Return knobs without floors.
+
+    Raises:
+        ValueError: for a rule that is none of ``RULES``.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule: found {rule!r}; allowed: {', '.join(RULES)}")
     values = np.asarray(bias, dtype=np.float64)
     return Knobs(rule, values, np.full(len(values), -np.inf), temperature)
 

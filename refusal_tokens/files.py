@@ -79,7 +79,7 @@ def parse_yaml(text: str, where: str) -> Any:
         loader.name = where
         return loader.get_single_data()
     # ValueError and TypeError: PyYAML lets those of Python's own types through, as of a date.
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
@@ -140,6 +140,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path)
     with clear_write_errors(target):
+        if target.exists() and not (target.is_file() or target.is_dir()):
+            raise InputError(f"{target}: is no ordinary file, so it is not replaced")
+        # Of a link, the file it points to.
+        target = target.resolve() if target.is_symlink() else target
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         os.close(handle)

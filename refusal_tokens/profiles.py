@@ -164,6 +164,8 @@ def read_profile(path: str | Path) -> Profile:
         InputError: if it is missing, truncated, of another schema version, lacks a column or
             metadata, or holds numbers that are not finite.
     """
+    if Path(path).is_dir():
+        raise InputError(f"{path}: is a folder; allowed: a file that `profile` wrote")
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
     try:

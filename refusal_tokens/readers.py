@@ -77,6 +77,8 @@ def _jsonl_records(path: str) -> Records:
         except json.JSONDecodeError as error:
             cut = " (is the file truncated?)" if number == text.count("\n") + 1 else ""
             raise InputError(f"{place}: not JSON: {error.msg}{cut}") from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{place}: not JSON that can be read ({error})") from None
         if not isinstance(record, dict):
             raise InputError(f"{place}: found {type(record).__name__}; allowed: a JSON object")
         yield place, record

@@ -69,7 +69,8 @@ def summarise(profile: Profile, setting: Knobs) -> Summary:
 
     def right(among: Mask) -> Rate:
         """Right categories among refusals; both may be expected numbers."""
-        n = float(refused[among].sum())
+        # With one token for all categories there is none to get right.
+        n = 0.0 if profile.taxonomy.single_token else float(refused[among].sum())
         whole = max(1, round(n)) if n > 0 else 0
         return rate(_whole(own[among].sum() * whole / n) if whole else 0, whole)
 

@@ -112,6 +112,18 @@ def test_a_move_leaves_the_knobs_that_no_target_names_where_they_are(
     assert promise.errors == refused[near].sum() <= promise.errors_allowed
 
 
+@pytest.mark.parametrize("n", [0, 1, 7, 298, 299, 2000])
+@pytest.mark.parametrize("bound", [0.0, 0.01, 0.5, 0.999])
+def test_errors_allowed_are_those_of_a_count_by_count_search(n: int, bound: float) -> None:
+    for delta in (0.05, 0.5, 1e-9):
+        fit = [k for k in range(n + 1) if binom.cdf(k, n, bound) <= delta]
+        assert errors_allowed(n, bound, delta) == max(fit, default=-1)
+
+
+def test_rows_of_a_tiny_bound_are_counted_without_listing_them() -> None:
+    assert rows_needed(1e-9, 0.05) > 3e9
+
+
 def test_promises_are_broken_no_more_often_than_stated() -> None:
     population = synthetic(n=400, seed=5)
     targets = Targets(max_over_refusal=0.05, fewest_misses=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -313,3 +314,29 @@ def test_the_vllm_engine_says_what_it_needs(
     command = ["profile", str(tiny_run), "--data", str(rows_file), "--output", str(output)]
     assert message in refused([*command, "--engine", "vllm", *arguments], capsys)
     assert not output.exists()
+
+
+@pytest.mark.parametrize("name", ["a/b", "../c", " test", ""])
+def test_a_part_s_name_is_no_path(name: str, tmp_path: Path, capsys: Capture) -> None:
+    shares = f"train=0.5,{name}=0.5"
+    output = tmp_path / "parts"
+    message = refused(
+        ["data", "split", "data/test.jsonl", "--shares", shares, "--output-dir", str(output)],
+        capsys,
+    )
+    assert "--shares" in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--bias", "safty=1"], ["--policy", "gone.json"], ["--seed", "-1"], ["--temperature", "inf"]],
+)
+def test_options_are_checked_before_weights_are_loaded(
+    arguments: list[str], tiny_run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    # A checkpoint that says what it is, and has no weights.
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    message = refused(["generate", str(folder), "Hi", *arguments], capsys)
+    assert arguments[1].partition("=")[0] in message

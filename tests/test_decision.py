@@ -449,3 +449,8 @@ def test_a_category_that_wins_by_a_tie_flips_at_once_when_lowered() -> None:
 def test_a_tie_is_found_though_sums_are_rounded() -> None:
     (one, _) = flips(np.array([0.0, 2.0, 2.0]), knobs("bias", [0.1, 0.1]))
     assert (one.knob, one.bias, one.decision) == (0, pytest.approx(0.1), 2)
+
+
+def test_a_rule_of_another_name_is_no_rule() -> None:
+    with pytest.raises(ValueError, match="found 'Route'; allowed: route, bias, threshold"):
+        knobs("Route", [0.0])  # type: ignore[arg-type]

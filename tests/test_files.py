@@ -225,3 +225,26 @@ def test_a_json_key_twice_is_refused_at_any_depth(tmp_path: Path) -> None:
 def test_a_name_that_is_too_long_is_refused_clearly(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         write_text(tmp_path / ("x" * 300), "x")
+
+
+def test_what_is_no_ordinary_file_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match="is no ordinary file"):
+        write_text(pipe, "text")
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_of_a_link_the_file_it_points_to_is_replaced(tmp_path: Path) -> None:
+    target, link = tmp_path / "target.txt", tmp_path / "link.txt"
+    target.write_text("old")
+    link.symlink_to(target)
+    write_text(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+
+
+def test_yaml_nested_beyond_reading_is_named() -> None:
+    with pytest.raises(InputError, match="deep.yaml: not YAML"):
+        parse_yaml("[" * 5000, "deep.yaml")

@@ -560,3 +560,11 @@ def test_an_empty_part_is_an_error_that_names_it() -> None:
 def test_shares_must_be_positive_and_sum_to_one(shares: dict[str, float]) -> None:
     with pytest.raises(InputError, match="must be positive and sum to 1; found"):
         split_by_group([plain("a")], shares)
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000])
+def test_json_beyond_what_python_reads_names_its_line(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"id": "a", "prompt": "p"}}\n{{"id": {value}}}\n')
+    with pytest.raises(InputError, match=r"rows\.jsonl, line 2: not JSON"):
+        read_rows([path], default_taxonomy())

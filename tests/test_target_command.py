@@ -81,6 +81,24 @@ def test_a_ceiling_of_a_category_is_on_its_near_misses(profile: Path, capsys: Ca
     assert 0 < ceiling["rate"]["count"] == refused_by(policy, made)[near].sum() <= 20
 
 
+def test_a_ceiling_alone_refuses_as_much_as_it_allows(profile: Path, capsys: Capture) -> None:
+    policy = printed([profile, "--max-over-refusal", "0.1"], capsys)
+    assert policy["provenance"]["asked"]["fewest_misses"]
+    made = read_profile(profile)
+    refused = refused_by(policy, made)
+    assert refused[made.is_label("respond")].mean() <= 0.1
+    assert refused[made.is_label("refuse")].mean() > 0.5
+    # With a floor beside it, the floor says what has to be refused.
+    both = printed([profile, "--max-over-refusal", "0.5", "--min-rate", "a=0.5"], capsys)
+    assert not both["provenance"]["asked"]["fewest_misses"]
+    assert main(["target", str(profile), "--max-over-refusal", "0.1"]) == 0
+    said = capsys.readouterr().out
+    of_a = made.is_label("refuse") & made.is_category("a")
+    (line,) = [line for line in said.splitlines() if line.startswith("refused, a ")]
+    assert f"{100 * refused[of_a].mean():.1f}%" in line
+    assert f"n={of_a.sum()}" in line
+
+
 def test_the_rates_of_a_check_are_those_of_its_own_prompts(
     profile: Path, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from refusal_tokens.commands.common import command
 from refusal_tokens.commands.steering_options import add_policy, load, policy_of
+from refusal_tokens.errors import InputError
 
 
 def add(commands: Any) -> None:
@@ -21,6 +22,8 @@ def add(commands: Any) -> None:
 def _chat(options: argparse.Namespace) -> None:
     from refusal_tokens.chat_loop import chat_loop
 
+    if options.max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens: found {options.max_new_tokens}; allowed: 1 or more")
+    policy = policy_of(options)
     model = load(options)
-    policy = policy_of(options, model)
     chat_loop(model, policy, system=options.system, max_new_tokens=options.max_new_tokens)

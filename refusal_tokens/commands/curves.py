@@ -131,11 +131,12 @@ def _screen(analysis: Analysis, options: argparse.Namespace) -> str:
 
     setting = setting_words(analysis.setting, analysis.provenance["knobs"])
     lines = [f"{options.profile}: {setting}", "", summary_table(analysis.summary)]
+    labelled = analysis.summary.refused.n + analysis.summary.over_refused.n
     for ceiling in (1, 2, 5):
         found = analysis.spread.measures[f"refusal_at_{ceiling}"]
         numbers = [f"{100 * value:.0f}" for value in (found.low, found.high)]
         name = f"refused at {ceiling}% over-refusal"
-        lines.append(f"{name:32}{100 * found.value:5.1f}%  [{', '.join(numbers)}]")
+        lines.append(f"{name:32}{100 * found.value:5.1f}%  [{', '.join(numbers)}] n={labelled}")
     if analysis.text is not None:
         lines += ["", f"{'':24}{'refused by token':27}refused by text"]
         for kind, by_text in analysis.text.by_text.items():

@@ -69,6 +69,12 @@ def _data_split(options: argparse.Namespace) -> None:
         shares = {k: float(v) for k, v in pairs(options.shares.split(","), "--shares").items()}
     except ValueError:
         raise InputError(f"--shares {options.shares!r}: allowed: name=number,...") from None
+    # Each name becomes that of a file.
+    odd = [name for name in shares if not name.replace("-", "").replace("_", "").isalnum()]
+    if odd:
+        raise InputError(
+            f"--shares: found part {odd[0]!r}; allowed: letters, digits, '-' and '_' in a name"
+        )
     row_map = map_of(options.map)
     rows = read_rows(data_files(options.path), _taxonomy_of(options), row_map=row_map)
     parts = split_by_group(rows, shares)

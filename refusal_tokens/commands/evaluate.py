@@ -78,8 +78,8 @@ def _evaluate(options: argparse.Namespace) -> None:
             known = unknown("category", category, taxonomy.category_ids)
             raise InputError(f"--also-respond-to: {known}")
     rows = read_rows(data_files(options.data), taxonomy, row_map=map_of(options.map))
-    model = load(options)
-    _run(options, model, rows, _plan(options, model, force))
+    plan = _plan(options, taxonomy, force)
+    _run(options, load(options), rows, plan)
 
 
 def _forced(text: str, taxonomy: Taxonomy) -> tuple[str, ...]:
@@ -92,18 +92,18 @@ def _forced(text: str, taxonomy: Taxonomy) -> tuple[str, ...]:
     return tuple(names[name] for name in listed(text))
 
 
-def _plan(options: argparse.Namespace, model: SteeredModel, force: tuple[str, ...]) -> Plan:
+def _plan(options: argparse.Namespace, taxonomy: Taxonomy, force: tuple[str, ...]) -> Plan:
     from refusal_tokens.evaluate import Plan
     from refusal_tokens.evaluation import HARMLESS
 
     plan = Plan(
         force=force,
         respond_to=frozenset({*HARMLESS, *listed(options.also_respond_to)}),
-        policy=policy_of(options, model),
+        policy=policy_of(options),
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
     )
-    plan.check(model.checkpoint.info.taxonomy)
+    plan.check(taxonomy)
     return plan
 
 

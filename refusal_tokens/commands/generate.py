@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +49,11 @@ def _generate(options: argparse.Namespace) -> None:
     prompts = [messages_from(p, options.system) for p in _prompts(options, taxonomy)]
     if not prompts:
         raise InputError("no prompt; give one as an argument, with --input or on standard input")
-    model = load(options)
-    base = policy_of(options, model)
+    base = policy_of(options)
     policies = [base.with_bias(bias) for bias in biases]
+    for policy in policies:
+        policy.knobs(taxonomy)
+    model = load(options)
     import torch
 
     torch.manual_seed(options.seed)
@@ -71,7 +74,8 @@ def _generate(options: argparse.Namespace) -> None:
 def _text_settings(options: argparse.Namespace) -> dict[str, Any]:
     checks = {
         "max_new_tokens": (options.max_new_tokens >= 1, "1 or more"),
-        "temperature": (options.temperature >= 0, "0 or more"),
+        "temperature": (0 <= options.temperature < math.inf, "0 or more"),
+        "seed": (0 <= options.seed < 2**63, "0 to below 2**63"),
         "top_p": (0 < options.top_p <= 1, "above 0, to 1"),
         "batch_size": (options.batch_size >= 1, "1 or more"),
     }

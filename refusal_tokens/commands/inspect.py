@@ -27,6 +27,6 @@ def _inspect(options: argparse.Namespace) -> None:
     from refusal_tokens.rows import messages_from
 
     messages = messages_from(options.prompt, options.system)
-    model = load(options)
-    found = inspect_prompt(model.checkpoint, messages, policy_of(options, model))
+    policy = policy_of(options)
+    found = inspect_prompt(load(options).checkpoint, messages, policy)
     print(json.dumps(found.to_dict(), indent=2) if options.json else inspection_report(found))

@@ -28,17 +28,18 @@ def add_policy(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", default="auto", help="of the weights; default: as saved")
 
 
-def policy_of(options: argparse.Namespace, model: SteeredModel) -> Policy:
-    """Return the policy that the options ask for.
+def policy_of(options: argparse.Namespace) -> Policy:
+    """Return the policy that the options ask for, checked before any weights are loaded.
 
     Raises:
         InputError: for an unknown or locked knob, or a policy of another model.
     """
     from dataclasses import replace
 
+    from refusal_tokens.checkpoint import load_info
     from refusal_tokens.policy import Policy, load_policy
 
-    info = model.checkpoint.info
+    info = load_info(options.checkpoint)
     policy = Policy()
     if options.policy:
         policy = load_policy(options.policy, info.taxonomy, info.model_fingerprint)

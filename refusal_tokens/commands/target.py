@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from refusal_tokens.certificates import Certificate
     from refusal_tokens.policy import Policy
     from refusal_tokens.profiles import Profile
-    from refusal_tokens.rates import Rate
+    from refusal_tokens.summary import Summary
     from refusal_tokens.targeting import Reached, Solution
     from refusal_tokens.targets import Targets
 
@@ -61,7 +61,8 @@ def add(commands: Any) -> None:
 
 def _target(options: argparse.Namespace) -> int | None:
     from refusal_tokens.profiles import read_profile, same_model, split_profile
-    from refusal_tokens.targeting import over_refusal, reached, solve
+    from refusal_tokens.summary import summarise
+    from refusal_tokens.targeting import reached, solve
 
     if options.output and options.output.exists() and not options.overwrite:
         raise InputError(f"{options.output}: exists; use --overwrite or another --output")
@@ -89,7 +90,7 @@ def _target(options: argparse.Namespace) -> int | None:
     setting = policy.knobs(profile.taxonomy)
     # Of the policy itself, which a certificate or a new mix may have moved off the solution.
     rates = reached(solved_on, targets, setting)
-    pooled = over_refusal(solved_on, setting)
+    whole = summarise(solved_on, setting)
     checked = reached(others["check"], targets, setting) if "check" in others else ()
     done = solution.feasible and (certificate is None or certificate.certified)
     written = options.output if done or options.accept_nearest else None
@@ -102,7 +103,7 @@ def _target(options: argparse.Namespace) -> int | None:
         records = {name: [asdict(entry) for entry in own] for name, own in lists.items()}
         print(json.dumps(policy.to_dict() | records, indent=2))
         return None if done else 1
-    print(_table(options, len(solved_on), rates, pooled, checked, policy))
+    print(_table(options, len(solved_on), rates, whole, checked, policy))
     if not solution.feasible:
         print(_out_of_reach(options, solved_on, targets, solution))
     if certificate is not None:
@@ -138,6 +139,9 @@ def _targets(options: argparse.Namespace, categories: tuple[str, ...]) -> Target
     kept = {c: rate for c, rate in base.min_rates.items() if c not in rates}
     return replace(
         base,
+        # With ceilings alone the least over-refusal would be to refuse nothing at all.
+        fewest_misses=base.fewest_misses
+        or (options.preset is None and not rates and not floors and bool(options.max_over_refusal)),
         rates=rates,
         min_rates={**kept, **floors},
         max_over_refusal=_number(pooled[0], "--max-over-refusal")
@@ -211,7 +215,7 @@ def _table(
     options: argparse.Namespace,
     prompts: int,
     rates: Sequence[Reached],
-    pooled: Rate,
+    whole: Summary,
     checked: Sequence[Reached],
     policy: Policy,
 ) -> str:
@@ -223,8 +227,15 @@ def _table(
         mark = "" if entry.met else "  NOT MET"
         other = f"{checked[i].rate!s:34}" if checked else ""
         lines.append(f"{asked:36}{entry.rate!s:34}{other}{mark}")
-    lines.append(f"{'over-refusal of all respond rows':36}{pooled}")
-    knobs = "  ".join(f"{knob} {value:+.2f}" for knob, value in policy.bias.items()) or "all at 0"
+    lines += [f"{f'refused, {c.category}':36}{c.refused}" for c in whole.categories if c.refused.n]
+    lines.append(f"{'refused, all refuse rows':36}{whole.refused}")
+    lines.append(f"{'over-refusal of all respond rows':36}{whole.over_refused}")
+    knobs = (
+        "  ".join(
+            f"{knob} {value:+.2f}".replace("-0.00", "+0.00") for knob, value in policy.bias.items()
+        )
+        or "all at 0"
+    )
     lines.append(f"{'bias, nats, rule ' + policy.rule:36}{knobs}")
     return "\n".join(lines)
 
