@@ -6,7 +6,7 @@ harmless request does no harm; an answer to a harmful one, under ``<|respond|>``
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from refusal_tokens.duplicates import exact_key
 from refusal_tokens.errors import one_message
@@ -54,3 +54,9 @@ def check_answers(rows: Iterable[Row], among: Iterable[Row]) -> None:
     found = harmful_answers(rows, among)
     if found:
         raise one_message(found[:20], "the training rows")
+
+
+def trained_prompts(train: Sequence[Row], measured: Sequence[Row]) -> list[str]:
+    """Return the ids of measured rows whose prompt is trained on: their rates say too much."""
+    seen = {row.prompt_sha256 for row in train}
+    return [row.id for row in measured if row.prompt_sha256 in seen]

@@ -281,6 +281,22 @@ def test_dry_run_prints_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_prompts_that_are_both_trained_on_and_measured_are_counted(
+    tiny_base: Callable[[bool], Path], rows_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "test.jsonl"
+    fresh = {"id": "new", "prompt": "Is this new?", "label": "respond"}
+    first = rows_file.read_text().splitlines()[0].replace('"r0"', '"again"')
+    path.write_text(json.dumps(fresh) + "\n" + first + "\n")
+    settings = [*tiny_settings(tiny_base(True), rows_file), f"refusal_tokens.test={path}"]
+    settings += ["refusal_tokens.calibration=[]"]
+    assert run(ROOT / "recipes" / "tiny.yaml", tmp_path / "run", settings, "--dry-run") == 0
+    said = capsys.readouterr().err
+    assert "warning: 1 of 2 test prompts are trained on" in said
+    assert "row 'again'" in said
+    assert "calibration prompts" not in said
+
+
 def test_too_long_rows_are_dropped_and_named(
     tiny_base: Callable[[bool], Path],
     rows_file: Path,

@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refusal_tokens.commands.common import command, quiet_libraries, warn_of_spellings
 from refusal_tokens.errors import InputError
+from refusal_tokens.options import SPLITS
+
+if TYPE_CHECKING:
+    from refusal_tokens.rows import Row
 
 
 def add(commands: Any) -> None:
@@ -53,12 +58,17 @@ def _train(options: argparse.Namespace) -> None:
     warn_of_spellings(
         [row for rows in prepared.rows.values() for row in rows], recipe.taxonomy.tokens
     )
+    for split in SPLITS[1:]:
+        _warn_of_trained(split, prepared.rows["train"], prepared.rows.get(split, ()))
+    where = {"resume": options.resume, "overwrite": options.overwrite}
+    if not options.dry_run:
+        # Before the estimate, which takes a while; a dry run prints that too.
+        check_run(folder, prepared, **where)
     from refusal_tokens.estimate import check_disk, estimate
 
     if len(prepared.drawn) > 1 or any(d.skipped or d.left_out for d in prepared.drawn):
         print("\n".join(f"mix      {drawn}" for drawn in prepared.drawn))
     expected = estimate(prepared, folder)
-    where = {"resume": options.resume, "overwrite": options.overwrite}
     print(f"{expected}\nrun      {folder}", flush=True)
     check_disk(expected, folder)
     if options.dry_run:
@@ -72,6 +82,18 @@ def _train(options: argparse.Namespace) -> None:
     from refusal_tokens.reporting import report_run
 
     print(report_run(folder, prepared.rows))
+
+
+def _warn_of_trained(split: str, train: Sequence[Row], measured: Sequence[Row]) -> None:
+    from refusal_tokens.safeguards import trained_prompts
+
+    found = trained_prompts(train, measured)
+    if found:
+        print(
+            f"warning: {len(found)} of {len(measured)} {split} prompts are trained on, so what is "
+            f"measured on them says too much; the first is row {found[0]!r}",
+            file=sys.stderr,
+        )
 
 
 def _restart_for_cpu() -> None:
