@@ -172,7 +172,10 @@ def load_info(path: str | Path) -> CheckpointInfo:
     values = {name: data[name] for name in names}
     values["taxonomy"] = taxonomy_from_dict(data["taxonomy"], str(file))
     for name in ("control_token_ids", "generation_prompt_ids"):
-        values[name] = tuple(data[name])
+        ids = data[name]
+        if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+            raise InputError(f"{file}: {name}: found {ids!r}; allowed: a list of whole numbers")
+        values[name] = tuple(ids)
     return CheckpointInfo(**values)
 
 

@@ -208,6 +208,19 @@ def clear_write_errors(target: Path) -> Iterator[None]:
         raise
 
 
+def check_new_file(path: Path, overwrite: bool, option: str = "--output") -> None:
+    """Check, before the work for it is done, that a file may be written.
+
+    Raises:
+        InputError: if it is a folder or cannot be, or exists and may not be replaced.
+    """
+    with clear_write_errors(path):
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; a file is needed")
+        if path.exists() and not overwrite:
+            raise InputError(f"{path}: exists; use --overwrite or another {option}")
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -209,6 +209,8 @@ def _metadata(table: pa.Table, path: str | Path) -> dict[str, Any]:
     temperatures = metadata["temperatures"]
     if not isinstance(temperatures, list) or not all(type(t) in (int, float) for t in temperatures):
         raise InputError(f"{path}: metadata: temperatures must be a list of numbers")
+    if 1.0 not in temperatures:
+        raise InputError(f"{path}: metadata: temperatures: found {temperatures}; 1 must be there")
     return metadata
 
 

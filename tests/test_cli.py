@@ -228,6 +228,11 @@ def test_a_control_token_in_a_prompt_is_a_warning_only(tmp_path: Path, capsys: C
         (["generate", "tests", "Hi"], "no refusal_tokens.json"),
         (["inspect", "nowhere", "Hi"], "no such checkpoint"),
         (["profile", "nowhere", "--data", "x", "--output", "y.parquet"], "no such checkpoint"),
+        (
+            ["profile", "nowhere", "--data", "x", "--output", "tests", "--overwrite"],
+            "tests: is a folder; a file is needed",
+        ),
+        (["profile", "nowhere", "--data", "x", "--output", "y" * 300], "cannot be written"),
     ],
 )
 def test_wrong_paths_are_named(
@@ -249,6 +254,7 @@ def test_wrong_paths_are_named(
         (["--policy", "nowhere.json"], "no such file"),
         (["--max-new-tokens", "0"], "--max-new-tokens"),
         (["--temperature", "-1"], "--temperature"),
+        (["--input", "rows.jsonl"], "prompts as arguments and --input: give one"),
     ],
 )
 def test_wrong_knobs_are_named(
@@ -270,6 +276,10 @@ def test_a_checkpoint_that_was_changed_is_refused(
     assert "no control token <|refuse:danger|>" in refused(["inspect", str(folder), "Hi"], capsys)
     info.write_text(text[: len(text) // 2])
     assert "not JSON" in refused(["inspect", str(folder), "Hi"], capsys)
+    info.write_text(json.dumps({**json.loads(text), "control_token_ids": 5}))
+    assert "control_token_ids: found 5; allowed: a list" in refused(
+        ["inspect", str(folder), "Hi"], capsys
+    )
     info.write_text(text)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

@@ -284,6 +284,7 @@ def test_a_reply_that_is_both_own_and_forced_is_judged_and_counted_once(
         (["--labels", "none.jsonl"], "none.jsonl: no such file"),
         (["o.parquet", "--output", "p.parquet"], "--judge: one is needed"),
         (["o.parquet", "--judge", "rules"], "--output is missing"),
+        (["--labels", str(LABELS), "--output", "p.parquet"], "--labels alone writes none"),
         (["--labels", str(LABELS), "--judge", "llm"], "--judge llm needs --endpoint"),
         (["--labels", str(LABELS), "--concurrency", "0"], "--concurrency: found 0"),
         (

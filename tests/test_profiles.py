@@ -256,6 +256,7 @@ def test_a_missing_number_column_is_named(name: str, edited: Callable[..., Path]
         without("taxonomy"),
         without("temperatures"),
         lambda data: {**data, "temperatures": [[1.0]]},
+        lambda data: {**data, "temperatures": [0.5]},
         lambda _: [1],
         lambda _: '{"a',
     ],

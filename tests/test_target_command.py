@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,12 @@ def test_the_policy_written_reaches_what_was_asked(
     arguments = ["target", str(profile), "--rate", "a=0.6", "--rule", rule]
     assert main([*arguments, "--output", str(output), "--check", str(profile)]) == 0
     assert refusal_rate(read_profile(profile), output, "a") == pytest.approx(0.6, abs=0.01)
-    assert "rate a = 60%" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    # The same profile twice: every line, over-refusal too, says of both what it says of one.
+    for name in ("rate a = 60%", "refused, a ", "refused, all", "over-refusal of all"):
+        [line] = [line for line in lines if line.startswith(name)]
+        cells = line[36:72].strip(), line[72:].strip()
+        assert cells[0] == cells[1] != ""
     assert main([*arguments, "--output", str(output)]) == 2
     assert "--overwrite" in capsys.readouterr().err
 
@@ -173,7 +179,12 @@ def test_recentring_adds_what_the_traffic_asks_for_to_the_solution(
     mix = policy["provenance"]["mix_of_labels_before_and_after"]
     assert [*mix] == list(TWO.tokens)
     assert [*mix.values()] == pytest.approx(np.stack([before, after], axis=1))
-    # What is printed as reached is what the moved setting does.
+    # What is printed as reached is what the moved setting does, and the screen says so.
+    shown = ["target", str(paths[0]), "--rate", "a=0.7", "--recentre", str(paths[1])]
+    assert main(shown) == 0
+    text = capsys.readouterr().out
+    assert "NOT MET" in text
+    assert "holds for the setting before the move" in text
     of_a = labelled.is_label("refuse") & labelled.is_category("a")
     assert policy["reached"][0]["rate"]["count"] == refused_by(policy, labelled)[of_a].sum()
 
@@ -188,6 +199,10 @@ def test_out_of_reach_writes_nothing_unless_told_to(
     out = capsys.readouterr().out
     assert "Out of reach" in out
     assert "under other ceilings" in out
+    ceilings = [line.partition(": ")[2] for line in out.splitlines() if "  at most" in line]
+    # A higher ceiling under which nothing changes is left out.
+    assert len(ceilings) > 1
+    assert all(one != other for one, other in pairwise(ceilings))
     assert not output.exists()
     assert main([*arguments, "--accept-nearest"]) == 1
     found = json.loads(output.read_text("utf-8"))

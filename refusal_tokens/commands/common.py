@@ -116,14 +116,15 @@ def names_of(paths: Sequence[str]) -> list[str]:
     return [w if short.count(s) > 1 else s for s, w in zip(short, whole, strict=True)]
 
 
+def warn_of_rows(found: Sequence[str], text: str) -> None:
+    """Warn of rows, if there are any: how many, what about them, and the first one's id."""
+    if found:
+        print(f"warning: {len(found)} {text}; the first is row {found[0]!r}", file=sys.stderr)
+
+
 def warn_of_spellings(rows: Sequence[Row], tokens: Sequence[str]) -> None:
     """Warn where prompts spell a control token."""
     from refusal_tokens.safeguards import spelled_tokens
 
-    found = spelled_tokens(rows, tokens)
-    if found:
-        print(
-            f"warning: {len(found)} prompts spell a control token, which is encoded as plain text; "
-            f"the first is row {found[0]!r}",
-            file=sys.stderr,
-        )
+    text = "prompts spell a control token, which is encoded as plain text"
+    warn_of_rows(spelled_tokens(rows, tokens), text)

@@ -9,6 +9,7 @@ from typing import Any
 
 from refusal_tokens.commands.common import add_map, command, data_files, map_of, pairs
 from refusal_tokens.errors import InputError
+from refusal_tokens.files import check_new_file
 
 
 def add(commands: Any) -> None:
@@ -80,8 +81,7 @@ def _data_split(options: argparse.Namespace) -> None:
     parts = split_by_group(rows, shares)
     targets = {name: options.output_dir / f"{name}.jsonl" for name in parts}
     for target in targets.values():
-        if target.exists() and not options.overwrite:
-            raise InputError(f"{target}: exists; use --overwrite or another --output-dir")
+        check_new_file(target, options.overwrite, "--output-dir")
     for name, part in parts.items():
         write_jsonl(targets[name], part)
         print(f"{targets[name]}  {len(part)} rows")

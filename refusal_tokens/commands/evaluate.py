@@ -11,6 +11,7 @@ from refusal_tokens.commands.common import add_map, command, data_files, map_of
 from refusal_tokens.commands.curves import listed
 from refusal_tokens.commands.steering_options import add_policy, load, policy_of
 from refusal_tokens.errors import InputError, unknown
+from refusal_tokens.files import check_new_file
 
 if TYPE_CHECKING:
     from refusal_tokens.evaluate import Plan
@@ -66,8 +67,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from refusal_tokens.rows import read_rows
 
     for file in (options.output, *(beside(options.output, what) for what in SIDECARS)):
-        if file.exists() and not options.overwrite:
-            raise InputError(f"{file}: exists; use --overwrite or another --output")
+        check_new_file(file, options.overwrite)
     for option in ("limit", "max_new_tokens", "batch_size"):
         if getattr(options, option) < 1:
             raise InputError(f"--{option.replace('_', '-')}: allowed: 1 or more")

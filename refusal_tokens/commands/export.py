@@ -9,6 +9,7 @@ from typing import Any
 
 from refusal_tokens.commands.common import command, quiet_libraries
 from refusal_tokens.errors import InputError, unknown
+from refusal_tokens.files import check_new_file
 
 # Format -> the options that it takes besides --output.
 FORMATS = {
@@ -42,10 +43,8 @@ def _export(options: argparse.Namespace) -> None:
             raise InputError(f"--{name}: does not go with --format {options.format}")
     if options.output is None and options.verify is None:
         raise InputError("--output: missing; the file to write is needed")
-    if options.output is not None and options.output.is_dir():
-        raise InputError(f"{options.output}: is a folder; a file is needed")
-    if options.output is not None and options.output.exists() and not options.overwrite:
-        raise InputError(f"{options.output}: exists; use --overwrite or another --output")
+    if options.output is not None:
+        check_new_file(options.output, options.overwrite)
     quiet_libraries()
     report = _gguf(options) if options.format == "gguf" else _biases(options)
     if options.json:

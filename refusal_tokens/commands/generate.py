@@ -108,6 +108,8 @@ def _sweep(text: str | None) -> list[dict[str, float]]:
 
 
 def _prompts(options: argparse.Namespace, taxonomy: Any) -> list[Any]:
+    if options.prompt and options.input:
+        raise InputError("prompts as arguments and --input: give one of the two")
     if options.prompt:
         return list(options.prompt)
     if options.input and not options.input.endswith(".txt"):

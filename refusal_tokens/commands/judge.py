@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from refusal_tokens.commands.common import add_map, command, data_files, map_of
 from refusal_tokens.errors import InputError
+from refusal_tokens.files import check_new_file
 
 if TYPE_CHECKING:
     from refusal_tokens.agreement import Agreement, Label
@@ -82,8 +83,11 @@ def _check(options: argparse.Namespace) -> None:
     if options.train or options.outcomes:
         if options.output is None:
             raise InputError("--output is missing: the file to write")
-        if options.output.exists() and not options.overwrite:
-            raise InputError(f"{options.output}: exists; use --overwrite or another --output")
+        check_new_file(options.output, options.overwrite)
+    elif options.output is not None:
+        raise InputError(
+            "--output goes with an outcomes file or --train; --labels alone writes none"
+        )
     if options.outcomes and len(options.judge or []) != 1:
         raise InputError("--judge: one is needed: rules, classifier or llm")
     for name in ("max_requests", "max_tokens", "concurrency", "timeout"):

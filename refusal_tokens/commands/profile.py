@@ -17,6 +17,7 @@ from refusal_tokens.commands.common import (
     warn_of_spellings,
 )
 from refusal_tokens.errors import InputError
+from refusal_tokens.files import check_new_file
 
 if TYPE_CHECKING:
     from refusal_tokens.profiles import Profile
@@ -46,8 +47,7 @@ def _profile(options: argparse.Namespace) -> None:
     from refusal_tokens.rows import read_rows
     from refusal_tokens.summary import summarise, summary_table
 
-    if options.output.exists() and not options.overwrite:
-        raise InputError(f"{options.output}: exists; use --overwrite or another --output")
+    check_new_file(options.output, options.overwrite)
     taxonomy = load_info(options.checkpoint).taxonomy
     row_map = map_of(options.map)
     rows = read_rows(data_files(options.data), taxonomy, row_map=row_map, labelled=False)

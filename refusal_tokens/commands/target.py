@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refusal_tokens.commands.common import command, pairs
 from refusal_tokens.errors import InputError
+from refusal_tokens.files import check_new_file
 
 if TYPE_CHECKING:
     from refusal_tokens.certificates import Certificate
@@ -64,8 +65,8 @@ def _target(options: argparse.Namespace) -> int | None:
     from refusal_tokens.summary import summarise
     from refusal_tokens.targeting import reached, solve
 
-    if options.output and options.output.exists() and not options.overwrite:
-        raise InputError(f"{options.output}: exists; use --overwrite or another --output")
+    if options.output:
+        check_new_file(options.output, options.overwrite)
     if options.certify_on and options.confidence is None:
         raise InputError("--certify-on needs --confidence")
     if options.recentre and options.confidence is not None:
@@ -89,9 +90,10 @@ def _target(options: argparse.Namespace) -> int | None:
     policy = _policy(options, profile, targets, solution, certificate, others.get("recentre"))
     setting = policy.knobs(profile.taxonomy)
     # Of the policy itself, which a certificate or a new mix may have moved off the solution.
-    rates = reached(solved_on, targets, setting)
-    whole = summarise(solved_on, setting)
-    checked = reached(others["check"], targets, setting) if "check" in others else ()
+    measured = {f"reached on {len(solved_on)} prompts": solved_on}
+    if "check" in others:
+        measured[f"on {options.check}"] = others["check"]
+    rates, *checked = [reached(own, targets, setting) for own in measured.values()]
     done = solution.feasible and (certificate is None or certificate.certified)
     written = options.output if done or options.accept_nearest else None
     if written:
@@ -99,11 +101,20 @@ def _target(options: argparse.Namespace) -> int | None:
 
         save_policy(written, policy)
     if options.json:
-        lists = {"reached": rates, "checked": checked}
+        lists = {"reached": rates, "checked": checked[0] if checked else ()}
         records = {name: [asdict(entry) for entry in own] for name, own in lists.items()}
         print(json.dumps(policy.to_dict() | records, indent=2))
         return None if done else 1
-    print(_table(options, len(solved_on), rates, whole, checked, policy))
+    columns = {
+        head: (own_rates, summarise(own, setting))
+        for (head, own), own_rates in zip(measured.items(), [rates, *checked], strict=True)
+    }
+    print(_table(columns, policy))
+    if options.recentre:
+        print(
+            f"\nThe biases are moved for the mix of {options.recentre}. On {options.profile}, of "
+            "another mix, what is asked holds for the setting before the move."
+        )
     if not solution.feasible:
         print(_out_of_reach(options, solved_on, targets, solution))
     if certificate is not None:
@@ -211,33 +222,25 @@ def _policy(
     )
 
 
-def _table(
-    options: argparse.Namespace,
-    prompts: int,
-    rates: Sequence[Reached],
-    whole: Summary,
-    checked: Sequence[Reached],
-    policy: Policy,
-) -> str:
+def _table(columns: Mapping[str, tuple[Sequence[Reached], Summary]], policy: Policy) -> str:
+    """Targets, then every refusal rate and over-refusal, one column a profile."""
     signs = {"equal": "=", "at_least": ">=", "at_most": "<="}
-    head = f"{'asked':36}{f'reached on {prompts} prompts':34}"
-    lines = [head + (f"on {options.check}" if checked else "")]
-    for i, entry in enumerate(rates):
-        asked = f"{entry.name} {signs[entry.kind]} {100 * entry.asked:g}%"
-        mark = "" if entry.met else "  NOT MET"
-        other = f"{checked[i].rate!s:34}" if checked else ""
-        lines.append(f"{asked:36}{entry.rate!s:34}{other}{mark}")
-    lines += [f"{f'refused, {c.category}':36}{c.refused}" for c in whole.categories if c.refused.n]
-    lines.append(f"{'refused, all refuse rows':36}{whole.refused}")
-    lines.append(f"{'over-refusal of all respond rows':36}{whole.over_refused}")
-    knobs = (
-        "  ".join(
-            f"{knob} {value:+.2f}".replace("-0.00", "+0.00") for knob, value in policy.bias.items()
-        )
-        or "all at 0"
-    )
-    lines.append(f"{'bias, nats, rule ' + policy.rule:36}{knobs}")
-    return "\n".join(lines)
+    lines = [["asked", *columns]]
+    rates, wholes = zip(*columns.values(), strict=True)
+    for entries in zip(*rates, strict=True):
+        asked = f"{entries[0].name} {signs[entries[0].kind]} {100 * entries[0].asked:g}%"
+        lines.append([asked, *(f"{e.rate}{'' if e.met else '  NOT MET'}" for e in entries)])
+    for own in zip(*(whole.categories for whole in wholes), strict=True):
+        if any(entry.refused.n for entry in own):
+            name = f"refused, {own[0].category}"
+            lines.append([name, *(str(entry.refused) for entry in own)])
+    lines.append(["refused, all refuse rows", *(str(whole.refused) for whole in wholes)])
+    over = (str(whole.over_refused) for whole in wholes)
+    lines.append(["over-refusal of all respond rows", *over])
+    # Adding zero keeps a knob that rounds to zero from having a sign.
+    knobs = (f"{knob} {round(value, 2) + 0.0:+.2f}" for knob, value in policy.bias.items())
+    lines.append([f"bias, nats, rule {policy.rule}", "  ".join(knobs) or "all at 0"])
+    return "\n".join("".join(f"{cell:36}" for cell in line).rstrip() for line in lines)
 
 
 def _out_of_reach(
@@ -254,6 +257,7 @@ def _frontier_lines(options: argparse.Namespace, profile: Profile, targets: Targ
     if not (targets.rates or targets.min_rates):
         return []
     lines = ["", "What the floors and rates come to under other ceilings on over-refusal:"]
+    before = ""
     for ceiling, solution in frontier(
         profile, targets, rule=options.rule, decision=options.decision
     ):
@@ -263,5 +267,9 @@ def _frontier_lines(options: argparse.Namespace, profile: Profile, targets: Targ
             if entry.kind != "at_most"
         )
         over = 100 * (solution.over_refusal.value or 0)
-        lines.append(f"  at most {100 * ceiling:g}%: {rates} at {over:.1f}% over-refusal")
+        found = f"{rates} at {over:.1f}% over-refusal"
+        # A higher ceiling that gains nothing has nothing to say.
+        if found != before:
+            lines.append(f"  at most {100 * ceiling:g}%: {found}")
+        before = found
     return lines

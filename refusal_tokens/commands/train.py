@@ -9,7 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refusal_tokens.commands.common import command, quiet_libraries, warn_of_spellings
+from refusal_tokens.commands.common import (
+    command,
+    quiet_libraries,
+    warn_of_rows,
+    warn_of_spellings,
+)
 from refusal_tokens.errors import InputError
 from refusal_tokens.options import SPLITS
 
@@ -87,13 +92,11 @@ def _train(options: argparse.Namespace) -> None:
 def _warn_of_trained(split: str, train: Sequence[Row], measured: Sequence[Row]) -> None:
     from refusal_tokens.safeguards import trained_prompts
 
-    found = trained_prompts(train, measured)
-    if found:
-        print(
-            f"warning: {len(found)} of {len(measured)} {split} prompts are trained on, so what is "
-            f"measured on them says too much; the first is row {found[0]!r}",
-            file=sys.stderr,
-        )
+    warn_of_rows(
+        trained_prompts(train, measured),
+        f"of {len(measured)} {split} prompts are trained on, so what is measured on them says "
+        "too much",
+    )
 
 
 def _restart_for_cpu() -> None:
