@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +234,7 @@ def _checked(
         if key not in names:
             faults.append(f"{prefix}{_unknown_key(key, [*also, *names])}")
             continue
-        value = _as_number(value, hints[key])
+        value = _as_meant(value, hints[key])
         if not _fits(value, hints[key]):
             faults.append(f"{prefix}{key}: found {value!r}; allowed: {_type_name(hints[key])}")
         elif key in ranges and value is not None and not _in_range(value, ranges[key]):
@@ -250,8 +251,12 @@ def _unknown_key(key: str, names: Sequence[str]) -> str:
     return f"{key}: unknown key{nearest(key, names)}"
 
 
-def _as_number(value: Any, hint: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text; where a float is wanted it is taken as one."""
+def _as_meant(value: Any, hint: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text and no as false; they are taken as a number and "no" again."""
+    kinds = [k for k in typing.get_args(hint) or (hint,) if isinstance(k, type)]
+    enums = [kind for kind in kinds if issubclass(kind, Enum)]
+    if value is False and any(member.value == "no" for kind in enums for member in kind):
+        return "no"
     if isinstance(value, str) and _fits(0.5, hint) and not _fits(value, hint):
         try:
             return float(value)

@@ -118,6 +118,14 @@ def test_yaml_1_1_exponents_are_numbers() -> None:
     assert recipe.sft["learning_rate"] == 1e-4
 
 
+def test_an_unquoted_no_is_the_word_where_a_word_is_wanted() -> None:
+    recipe = recipe_from_dict({**MINIMAL, "save_strategy": False, "bf16": False}, "test", "r.yaml")
+    assert recipe.sft["save_strategy"] == "no"
+    assert recipe.sft["bf16"] is False
+    with pytest.raises(InputError, match="save_strategy: found True"):
+        recipe_from_dict({**MINIMAL, "save_strategy": True}, "test", "r.yaml")
+
+
 def test_set_reaches_into_sections_and_parses_yaml(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump(MINIMAL))
