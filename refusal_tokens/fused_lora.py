@@ -1,8 +1,8 @@
-"""PEFT's LoRA layers with one autograd step each: the same products, a third less time on a CPU.
+"""PEFT's LoRA layers with one autograd step each: the same products in less time on a CPU.
 
-PEFT's forward casts the input to the adapter's float32 (which autocast takes back at once), scales
-and adds in steps of their own, and autograd keeps and sums a gradient for each. With short rows
-those steps take longer than the adapters' own products.
+Under autocast PEFT's forward casts the input to the adapter's float32 (which autocast takes back at
+once), scales and adds in steps of their own, and autograd keeps and sums a gradient for each. With
+short rows those steps take longer than the adapters' own products.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _is_plain(layer: Linear) -> bool:
 
 
 def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    if self.disable_adapters or self.merged or args or kwargs:
+    if self.disable_adapters or self.merged or args or kwargs or not _is_plain(self):
         return Linear.forward(self, x, *args, **kwargs)  # type: ignore[no-any-return]
     name = self.active_adapters[0]
     weight, bias = self.base_layer.weight, self.base_layer.bias
@@ -52,37 +52,40 @@ def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     dtype = weight.dtype
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-    result: Tensor = _Fused.apply(  # type: ignore[no-untyped-call]
-        x.to(dtype), weight, bias, a, b, self.scaling[name]
+    elif a.dtype != dtype:
+        # PEFT then runs the adapter in its own, finer dtype.
+        return Linear.forward(self, x)  # type: ignore[no-any-return]
+    flat = x.to(dtype).reshape(-1, x.shape[-1])
+    out: Tensor = _Fused.apply(  # type: ignore[no-untyped-call]
+        flat, weight, bias, a, b, self.scaling[name]
     )
-    return result
+    # Outside the step, whose result a model may then change in place.
+    return out.view(*x.shape[:-1], len(weight))
 
 
 class _Fused(torch.autograd.Function):
-    """``x W' + bias + scaling * (x A') B'`` in the dtype of x; A and B are kept in float32."""
+    """``x W' + bias + scaling * (x A') B'`` for x of (rows, width), in the dtype of x."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
     ) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        weight, down, up = weight.to(x.dtype), a.to(x.dtype), b.to(x.dtype) * scale
-        inner = flat @ down.t()
+        weight, down, up = weight.to(x.dtype), a.to(x.dtype), (b * scale).to(x.dtype)
+        inner = x @ down.t()
         bias = None if bias is None else bias.to(x.dtype)
-        out = nn.functional.linear(flat, weight, bias).addmm_(inner, up.t())
-        ctx.save_for_backward(flat, weight, down, up, inner)
+        out = nn.functional.linear(x, weight, bias).addmm_(inner, up.t())
+        ctx.save_for_backward(x, weight, down, up, inner)
         ctx.scale, ctx.dtypes = scale, (a.dtype, b.dtype)
-        return out.view(*x.shape[:-1], -1)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        flat, weight, down, up, inner = ctx.saved_tensors
-        out = grad.reshape(-1, grad.shape[-1])
-        inner_grad = out @ up
+        x, weight, down, up, inner = ctx.saved_tensors
+        inner_grad = grad @ up
         x_grad = None
         if ctx.needs_input_grad[0]:
-            x_grad = (out @ weight).addmm_(inner_grad, down).view(*grad.shape[:-1], -1)
-        a_grad = (inner_grad.t() @ flat).to(ctx.dtypes[0])
-        b_grad = (out.t() @ inner).to(ctx.dtypes[1]) * ctx.scale
+            x_grad = (grad @ weight).addmm_(inner_grad, down)
+        a_grad = (inner_grad.t() @ x).to(ctx.dtypes[0])
+        b_grad = (grad.t() @ inner).to(ctx.dtypes[1]) * ctx.scale
         return x_grad, None, None, a_grad, b_grad, None

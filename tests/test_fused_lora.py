@@ -45,7 +45,7 @@ def assert_equal(found: Outcome, expected: Outcome) -> None:
         torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8)])
+@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8), (0, 8)])
 @pytest.mark.parametrize(
     "config",
     [{}, {"bias": False}, {"lora_alpha": 24}, {"use_rslora": True}],
@@ -67,7 +67,7 @@ def test_under_autocast_it_differs_from_peft_by_rounding_alone() -> None:
     exact = outcome(model, inputs)
     with torch.autocast("cpu", torch.bfloat16):
         by_peft = outcome(model, inputs)
-        fuse_adapters(model)
+        assert fuse_adapters(model) == 2
         fused = outcome(model, inputs)
 
     def error(found: Outcome) -> float:
@@ -104,9 +104,36 @@ def test_merged_and_disabled_adapters_act_as_in_peft() -> None:
     with model.disable_adapter():
         base = model(inputs)
     own = model(inputs)
-    fuse_adapters(model)
+    assert fuse_adapters(model) == 2
     with model.disable_adapter():
         torch.testing.assert_close(model(inputs), base)
     model.merge_adapter()
     torch.testing.assert_close(model(inputs), own, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(own, base)
+
+
+def test_a_result_may_be_changed_in_place() -> None:
+    # As OLMo does with its queries.
+    model = adapted()
+    assert fuse_adapters(model) == 2
+    model.base_model.model[0](torch.randn(2, 3, 8)).clamp_(-1, 1).sum().backward()
+
+
+def test_without_autocast_a_finer_adapter_keeps_its_dtype() -> None:
+    model = adapted()
+    for layer in (0, 2):
+        model.base_model.model[layer].base_layer.to(torch.bfloat16)
+    inputs = torch.randn(16, 8, dtype=torch.bfloat16)
+    expected = outcome(model, inputs)
+    assert fuse_adapters(model) == 2
+    assert_equal(outcome(model, inputs), expected)
+
+
+def test_an_adapter_added_later_takes_part() -> None:
+    model = adapted()
+    fuse_adapters(model)
+    inputs = torch.randn(3, 8)
+    one = model(inputs)
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["0"], init_lora_weights=False))
+    model.base_model.set_adapter(["default", "other"])
+    assert not torch.allclose(model(inputs), one)

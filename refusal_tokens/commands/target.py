@@ -110,7 +110,7 @@ def _target(options: argparse.Namespace) -> int | None:
         for (head, own), own_rates in zip(measured.items(), [rates, *checked], strict=True)
     }
     print(_table(columns, policy))
-    if options.recentre:
+    if options.recentre and solution.feasible:
         print(
             f"\nThe biases are moved for the mix of {options.recentre}. On {options.profile}, of "
             "another mix, what is asked holds for the setting before the move."
