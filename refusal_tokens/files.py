@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -215,9 +216,14 @@ def check_new_file(path: Path, overwrite: bool, option: str = "--output") -> Non
         InputError: if it is a folder or cannot be, or exists and may not be replaced.
     """
     with clear_write_errors(path):
-        if path.is_dir():
+        try:
+            # Unlike exists(), it tells of a name that is too long, or below a file.
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            return
+        if stat.S_ISDIR(mode):
             raise InputError(f"{path}: is a folder; a file is needed")
-        if path.exists() and not overwrite:
+        if not overwrite:
             raise InputError(f"{path}: exists; use --overwrite or another {option}")
 
 

@@ -233,6 +233,7 @@ def test_a_control_token_in_a_prompt_is_a_warning_only(tmp_path: Path, capsys: C
             "tests: is a folder; a file is needed",
         ),
         (["profile", "nowhere", "--data", "x", "--output", "y" * 300], "cannot be written"),
+        (["profile", "nowhere", "--data", "x", "--output", "Makefile/y"], "cannot be written"),
     ],
 )
 def test_wrong_paths_are_named(

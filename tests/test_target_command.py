@@ -185,6 +185,9 @@ def test_recentring_adds_what_the_traffic_asks_for_to_the_solution(
     text = capsys.readouterr().out
     assert "NOT MET" in text
     assert "holds for the setting before the move" in text
+    far = ["target", str(paths[0]), "--min-rate", "a=1", "--max-over-refusal", "0"]
+    assert main([*far, "--recentre", str(paths[1])]) == 1
+    assert "the reasons below are for the setting before the move" in capsys.readouterr().out
     of_a = labelled.is_label("refuse") & labelled.is_category("a")
     assert policy["reached"][0]["rate"]["count"] == refused_by(policy, labelled)[of_a].sum()
 

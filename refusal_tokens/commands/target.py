@@ -110,10 +110,11 @@ def _target(options: argparse.Namespace) -> int | None:
         for (head, own), own_rates in zip(measured.items(), [rates, *checked], strict=True)
     }
     print(_table(columns, policy))
-    if options.recentre and solution.feasible:
+    if options.recentre:
+        what = "what is asked holds" if solution.feasible else "the reasons below are"
         print(
             f"\nThe biases are moved for the mix of {options.recentre}. On {options.profile}, of "
-            "another mix, what is asked holds for the setting before the move."
+            f"another mix, {what} for the setting before the move."
         )
     if not solution.feasible:
         print(_out_of_reach(options, solved_on, targets, solution))
