@@ -16,7 +16,6 @@ from trl import SFTTrainer
 
 from refusal_tokens.errors import InputError
 from refusal_tokens.examples import IGNORED
-from refusal_tokens.fused_lora import fuse_adapters
 from refusal_tokens.head import LogitTransform, logit_transform
 from refusal_tokens.shared_prefix import hidden_states
 from refusal_tokens.tokens import make_rows_sparse
@@ -76,7 +75,6 @@ class RefusalTrainer(SFTTrainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._control_ids = torch.tensor(control_ids, dtype=torch.long)
         make_rows_sparse(self.model)
-        fuse_adapters(self.model)
         smoothing = Smoothing(self._control_ids, control_smoothing) if control_smoothing else None
         add_labelled_head(causal_lm(self.model), smoothing)
         share = control_share if control_ids else 0.0

@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, tiny_settings
-from peft.tuners.lora import Linear
 from torch import Tensor
 
-from refusal_tokens import fused_lora
 from refusal_tokens.examples import IGNORED
 from refusal_tokens.preparation import prepare
 from refusal_tokens.recipe import load_recipe
@@ -92,9 +90,3 @@ def test_what_is_logged_is_the_mean_of_each_kind(
     logged = trainer._metrics["eval"]
     assert logged["control_nll"] == pytest.approx([control.mean().item()], rel=1e-4)
     assert logged["reply_nll"] == pytest.approx([reply.mean().item()], rel=1e-4)
-
-
-def test_the_trainer_s_lora_layers_run_in_one_step(trainer: RefusalTrainer) -> None:
-    forwards = [layer.forward for layer in trainer.model.modules() if type(layer) is Linear]
-    assert forwards
-    assert all(forward.__func__ is fused_lora._forward for forward in forwards)
