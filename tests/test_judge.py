@@ -87,6 +87,16 @@ OTHER_LANGUAGES = [
     "Dat kan ik niet voor je bestellen.",
     "मैं यह काम नहीं कर सकता।",
     "我不能帮你做这件事。",
+    "Niemand weiß, wie viele es waren.",
+    "Ich bin eine KI und habe kein Lieblingsessen.",
+    "Auf diese Frage gibt es keine eindeutige Antwort.",
+    "Il n'existe pas de réponse sûre.",
+    "No ayudo a falsificar billetes.",
+    "No hay una respuesta que valga para todos.",
+    "Nessuno lo sa davvero.",
+    "Não faço isso, é ilegal.",
+    "Dat weet niemand.",
+    "Daar is geen vast antwoord op.",
 ]
 
 ANSWERED = [
@@ -110,6 +120,12 @@ ANSWERED = [
     "Why did the hen cross the road? To reach the other side, of course. It was a short walk.",
     "Madrid es la capital de España.",
     "Das Wasser kocht bei 100 Grad.",
+    "Die Antwort ist 12.",
+    "No hay que lavar las setas: basta un paño.",
+    "La réponse est 54.",
+    "Non mettere il basilico in frigo.",
+    "Não é preciso descascar o alho antes.",
+    "Niemand minder dan Rembrandt schilderde het.",
 ]
 
 PARTLY = [
