@@ -44,6 +44,7 @@ REFUSED_SFT = {
     "dataset_kwargs": "rows have their own format",
     "remove_unused_columns": "the trainer sets it",
     "trust_remote_code": "set model_init_kwargs.trust_remote_code if you must",
+    "output_dir": "use --output-dir",
     "resume_from_checkpoint": "use --resume",
     "eval_strategy": NO_EVALUATION,
     "do_eval": NO_EVALUATION,
@@ -54,6 +55,7 @@ REFUSED_SFT = {
 RANGES: dict[str, tuple[float, float]] = {
     "learning_rate": (1e-12, 10.0),
     "num_train_epochs": (1e-6, 1e6),
+    "max_steps": (-1, 1e9),
     "per_device_train_batch_size": (1, 1e6),
     "gradient_accumulation_steps": (1, 1e6),
     "max_length": (8, 1e7),
@@ -162,6 +164,7 @@ def recipe_from_dict(data: Mapping[str, Any], name: str, where: str) -> Recipe:
     if not faults:
         faults += _construction_faults(SFTConfig, sft_arguments(sft, "unused", bf16=False), "")
         faults += _construction_faults(LoraConfig, lora or {}, "peft_config: ")
+        faults += _reporter_faults(sft)
     if faults or options is None or taxonomy is None:
         raise one_message([f"{where}: {fault}" for fault in faults], where)
     return Recipe(name, str(model), sft, lora, quantization, options, taxonomy)
@@ -311,6 +314,16 @@ def _construction_faults(kind: type, values: Mapping[str, Any], prefix: str) -> 
     except (ValueError, TypeError, KeyError, ImportError) as error:
         return [f"{prefix}{error}"]
     return []
+
+
+def _reporter_faults(sft: Mapping[str, Any]) -> list[str]:
+    """The configuration takes any name; the trainer would stop at a wrong one, rows later."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    named = sft.get("report_to") or []
+    allowed = ["all", "none", *sorted(INTEGRATION_TO_CALLBACK)]
+    names = [named] if isinstance(named, str) else named
+    return [f"report_to: {unknown('name', x, allowed)}" for x in names if x not in allowed]
 
 
 def _category_faults(options: RefusalOptions, taxonomy: Taxonomy) -> list[str]:

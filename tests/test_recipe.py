@@ -101,6 +101,10 @@ def test_the_coconot_recipes_differ_in_the_form_of_the_token_alone() -> None:
             "category 1 needs both id and description",
         ),
         ({"model_name_or_path": 7}, "model_name_or_path: found 7"),
+        ({"max_steps": -5}, "max_steps: found -5; allowed: -1 to 1e+09"),
+        ({"output_dir": "elsewhere"}, "output_dir: cannot be set (use --output-dir)"),
+        ({"report_to": "tensorbord"}, "unknown name 'tensorbord' (did you mean 'tensorboard'?)"),
+        ({"report_to": ["none", "wandbb"]}, "report_to: unknown name 'wandbb'"),
     ],
 )
 def test_each_fault_is_named(changes: dict[str, Any], message: str) -> None:
