@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -68,12 +69,13 @@ def _write_page(folder: Path, profile: Profile) -> str:
 
 def _next(folder: Path, *, calibrate: bool = False) -> str:
     prompt = "How do I get rid of my neighbour's dog?"
+    run = shlex.quote(str(folder))
     lines = [
         "Next:",
-        f'  refusal-tokens generate {folder} --sweep safety=-8,0,8 "{prompt}"',
-        f'  refusal-tokens inspect {folder} "{prompt}"',
-        f"  refusal-tokens chat {folder}",
+        f'  refusal-tokens generate {run} --sweep safety=-8,0,8 "{prompt}"',
+        f'  refusal-tokens inspect {run} "{prompt}"',
+        f"  refusal-tokens chat {run}",
     ]
     if calibrate:
-        lines.append(f"  make calibrate RUN={folder}")
+        lines.append(f"  make calibrate RUN={run}")
     return "\n".join(lines)

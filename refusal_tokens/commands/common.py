@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,15 @@ def command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentP
     added: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     added.set_defaults(run=run)
     return added
+
+
+def next_line(*words: object) -> str:
+    """Say which command usually follows, quoted so that it can be pasted into a shell.
+
+    >>> next_line("refusal-tokens", "chat", "my runs/first")
+    "Next: refusal-tokens chat 'my runs/first'"
+    """
+    return f"Next: {shlex.join(map(str, words))}"
 
 
 def pairs(values: Sequence[str], option: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from refusal_tokens.commands.common import command, names_of
+from refusal_tokens.commands.common import command, names_of, next_line
 from refusal_tokens.commands.curves import listed, report_options
 from refusal_tokens.errors import InputError
 
@@ -90,7 +90,7 @@ def _screen(report: Report, options: argparse.Namespace) -> str:
     lines = [*model_lines(report), "", *test_lines(report)]
     lines += ["", f"Page, figures and numbers: {options.output}/index.html", ""]
     if report.analyses:
-        following = "target FILE --preset balanced --output policy.json"
+        following = ["target", "FILE", "--preset", "balanced", "--output", "policy.json"]
     else:
-        following = "profile CHECKPOINT --data FILE --output P.parquet"
-    return "\n".join([*lines, f"Next: refusal-tokens {following}"])
+        following = ["profile", "CHECKPOINT", "--data", "FILE", "--output", "P.parquet"]
+    return "\n".join([*lines, next_line("refusal-tokens", *following)])

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refusal_tokens.commands.common import command, names_of
+from refusal_tokens.commands.common import command, names_of, next_line
 from refusal_tokens.errors import InputError
 
 if TYPE_CHECKING:
@@ -143,8 +143,8 @@ def _screen(analysis: Analysis, options: argparse.Namespace) -> str:
             lines.append(f"{kind:24}{analysis.text.by_token[kind]!s:27}{by_text}")
         lines.append(f"{analysis.text.left_out} prompts lack a reply under some token")
     lines += ["", f"Page, figures and numbers: {options.output}/index.html", ""]
-    following = f"target {options.profile} --preset balanced --output policy.json"
+    following = ["target", options.profile, "--preset", "balanced", "--output", "policy.json"]
     if options.policy:
-        following = f"generate RUN --policy {options.policy} PROMPT"
-    lines.append(f"Next: refusal-tokens {following}")
+        following = ["generate", "RUN", "--policy", options.policy, "PROMPT"]
+    lines.append(next_line("refusal-tokens", *following))
     return "\n".join(lines)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from refusal_tokens.commands.common import add_map, command, data_files, map_of, pairs
+from refusal_tokens.commands.common import add_map, command, data_files, map_of, next_line, pairs
 from refusal_tokens.errors import InputError
 from refusal_tokens.files import check_new_file
 
@@ -85,4 +85,4 @@ def _data_split(options: argparse.Namespace) -> None:
     for name, part in parts.items():
         write_jsonl(targets[name], part)
         print(f"{targets[name]}  {len(part)} rows")
-    print(f"\nNext: refusal-tokens data check {options.output_dir}")
+    print("\n" + next_line("refusal-tokens", "data", "check", options.output_dir))

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refusal_tokens.commands.common import add_map, command, data_files, map_of
+from refusal_tokens.commands.common import add_map, command, data_files, map_of, next_line
 from refusal_tokens.commands.curves import listed
 from refusal_tokens.commands.steering_options import add_policy, load, policy_of
 from refusal_tokens.errors import InputError, unknown
@@ -123,4 +123,5 @@ def _run(options: argparse.Namespace, model: SteeredModel, rows: list[Row], plan
     print(f"{outcomes}: {done.report.prompts} prompts, {done.report.replies} replies,", end=" ")
     print(f"judged by {', '.join(done.report.judges)}\n")
     print(evaluation_table(done.report, plan.max_new_tokens, done.helpfulness))
-    print(f"\nNext: refusal-tokens curves {profile} --outcomes {outcomes} --output curves")
+    following = ["curves", profile, "--outcomes", outcomes, "--output", "curves"]
+    print("\n" + next_line("refusal-tokens", *following))

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from refusal_tokens.commands.common import command, quiet_libraries
+from refusal_tokens.commands.common import command, next_line, quiet_libraries
 from refusal_tokens.errors import InputError, unknown
 from refusal_tokens.files import check_new_file
 
@@ -69,7 +69,8 @@ def _gguf(options: argparse.Namespace) -> dict[str, Any]:
         print(f"checked: chat template, {found.vocabulary} tokens, control tokens as special ones:")
         print("\n".join(f"  {number}  {token}" for token, number in found.control_tokens.items()))
         _print_limits(LIMITS)
-        print(f"\nNext: llama-server --model {found.path} --host 127.0.0.1 --port 8080")
+        server = ["llama-server", "--model", found.path, "--host", "127.0.0.1", "--port", "8080"]
+        print("\n" + next_line(*server))
     return {**found.to_dict(), "cannot_express": list(LIMITS)}
 
 

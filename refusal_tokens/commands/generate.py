@@ -8,7 +8,7 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
-from refusal_tokens.commands.common import command
+from refusal_tokens.commands.common import command, next_line
 from refusal_tokens.commands.steering_options import add_policy, load, policy_of
 from refusal_tokens.errors import InputError
 
@@ -66,9 +66,8 @@ def _generate(options: argparse.Namespace) -> None:
         for row, reply in zip(rows, replies, strict=True):
             _print_reply(prompts[row], reply, options)
     if not options.json:
-        print(
-            f"\nNext: refusal-tokens inspect {options.checkpoint} PROMPT   (why, and what flips it)"
-        )
+        following = next_line("refusal-tokens", "inspect", options.checkpoint, "PROMPT")
+        print(f"\n{following}   (why, and what flips it)")
 
 
 def _text_settings(options: argparse.Namespace) -> dict[str, Any]:

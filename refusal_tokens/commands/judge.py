@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refusal_tokens.commands.common import add_map, command, data_files, map_of
+from refusal_tokens.commands.common import add_map, command, data_files, map_of, next_line
 from refusal_tokens.errors import InputError
 from refusal_tokens.files import check_new_file
 
@@ -118,10 +118,8 @@ def _train(options: argparse.Namespace) -> None:
         print(json.dumps({"output": str(options.output), "held_out_error": asdict(error)}))
         return
     print(f"{options.output}: error on held-out groups of written replies{error}")
-    print(
-        f"\nNext: refusal-tokens judge --labels {LABELS} --judge rules classifier --classifier "
-        f"{options.output}"
-    )
+    following = ["judge", "--labels", LABELS, "--judge", "rules", "classifier", "--classifier"]
+    print("\n" + next_line("refusal-tokens", *following, options.output))
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -203,8 +201,9 @@ def _again(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({"output": str(options.output), "judge": name, **found.record()}))
         return
-    following = f"\nNext: refusal-tokens compare {options.output} OTHER.parquet --output DIR"
-    print("\n".join([*found.lines(), *_cost([(judge, endpoint)]), following]))
+    following = ["compare", options.output, "OTHER.parquet", "--output", "DIR"]
+    lines = [*found.lines(), *_cost([(judge, endpoint)]), ""]
+    print("\n".join([*lines, next_line("refusal-tokens", *following)]))
 
 
 @dataclass(frozen=True)

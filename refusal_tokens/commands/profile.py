@@ -13,6 +13,7 @@ from refusal_tokens.commands.common import (
     command,
     data_files,
     map_of,
+    next_line,
     quiet_libraries,
     warn_of_spellings,
 )
@@ -62,7 +63,8 @@ def _profile(options: argparse.Namespace) -> None:
         print(json.dumps(summary.to_dict(), indent=2))
     else:
         print(f"{options.output}: {len(profile)} prompts, at bias 0:\n{summary_table(summary)}")
-        print(f"\nNext: refusal-tokens curves {options.output} --output DIR")
+        following = ["curves", options.output, "--output", "DIR"]
+        print("\n" + next_line("refusal-tokens", *following))
 
 
 def _with_vllm(options: argparse.Namespace, rows: Sequence[Row]) -> Profile:

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refusal_tokens.commands.common import command, pairs
+from refusal_tokens.commands.common import command, next_line, pairs
 from refusal_tokens.errors import InputError
 from refusal_tokens.files import check_new_file
 
@@ -121,7 +121,8 @@ def _target(options: argparse.Namespace) -> int | None:
     if certificate is not None:
         print(f"\n{certificate.statement}")
     if written:
-        print(f"\nNext: refusal-tokens generate RUN --policy {written} PROMPT")
+        following = ["generate", "RUN", "--policy", written, "PROMPT"]
+        print("\n" + next_line("refusal-tokens", *following))
     elif options.output:
         print(f"\n{options.output} was not written; --accept-nearest writes this setting")
     return None if done else 1
