@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from refusal_tokens.errors import InputError, unknown
 from refusal_tokens.files import atomic_file, unique_keys
 from refusal_tokens.judge import RULES, VERDICTS
+from refusal_tokens.maps import LABELS
 from refusal_tokens.rates import Rate, rate
 from refusal_tokens.taxonomy import RESPOND_TOKEN
 
@@ -116,9 +117,8 @@ def read_outcomes(path: str | Path) -> tuple[tuple[Outcome, ...], Mapping[str, A
     for row, outcome in enumerate(outcomes, 1):
         if outcome.verdict not in VERDICTS:
             raise InputError(f"{path}, row {row}: {unknown('verdict', outcome.verdict, VERDICTS)}")
-        if outcome.label not in ("refuse", "respond", None):
-            known = unknown("label", outcome.label, ("refuse", "respond"))
-            raise InputError(f"{path}, row {row}: {known}")
+        if outcome.label not in (*LABELS, None):
+            raise InputError(f"{path}, row {row}: {unknown('label', outcome.label, LABELS)}")
         if outcome.id is None:
             raise InputError(f"{path}, row {row}: id is missing")
     return outcomes, metadata

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from refusal_tokens.errors import InputError
+from refusal_tokens.errors import InputError, unknown
 from refusal_tokens.files import atomic_file, unique_keys
+from refusal_tokens.maps import LABELS
 from refusal_tokens.rows import part_of
 from refusal_tokens.taxonomy import Taxonomy, taxonomy_from_dict
 
@@ -162,7 +163,7 @@ def read_profile(path: str | Path) -> Profile:
 
     Raises:
         InputError: if it is missing, truncated, of another schema version, lacks a column or
-            metadata, or holds numbers that are not finite.
+            metadata, or holds an unknown label or category or numbers that are not finite.
     """
     if Path(path).is_dir():
         raise InputError(f"{path}: is a folder; allowed: a file that `profile` wrote")
@@ -175,10 +176,13 @@ def read_profile(path: str | Path) -> Profile:
     metadata = _metadata(table, path)
     taxonomy = taxonomy_from_dict(metadata.pop("taxonomy"), str(path))
     temperatures = metadata.pop("temperatures")
+    columns = {name: _strings(table, name, path) for name in TEXT_COLUMNS}
+    _check_names(columns["label"], "label", LABELS, path)
+    _check_names(columns["category"], "category", taxonomy.category_ids, path)
     logits = _numbers(table, "control_logits", path, len(taxonomy.tokens))
     rests = _numbers(table, "rest_logsumexp", path, len(temperatures))
     return Profile(
-        columns={name: _strings(table, name, path) for name in TEXT_COLUMNS},
+        columns=columns,
         control_logits=logits,
         rest_max=_numbers(table, "rest_max", path),
         rest_logsumexp={t: rests[:, i] for i, t in enumerate(temperatures)},
@@ -223,6 +227,14 @@ def _column(table: pa.Table, name: str, path: str | Path) -> list[Any]:
 
 def _strings(table: pa.Table, name: str, path: str | Path) -> NDArray[np.object_]:
     return np.array(_column(table, name, path), dtype=object)
+
+
+def _check_names(
+    values: NDArray[np.object_], name: str, allowed: Sequence[str], path: str | Path
+) -> None:
+    for row, value in enumerate(values, 1):
+        if value is not None and value not in allowed:
+            raise InputError(f"{path}, row {row}: {unknown(name, value, allowed)}")
 
 
 def _numbers(

@@ -243,6 +243,19 @@ def test_a_missing_column_is_named(name: str, edited: Callable[..., Path]) -> No
         read_profile(path)
 
 
+@pytest.mark.parametrize(("name", "value"), [("label", "refused"), ("category", "safty")])
+def test_an_unknown_name_is_shown_with_its_row(
+    name: str, value: str, edited: Callable[..., Path]
+) -> None:
+    def spoil(table: pa.Table) -> pa.Table:
+        values = table[name].to_pylist()
+        values[2] = value
+        return table.set_column(table.schema.get_field_index(name), name, [values])
+
+    with pytest.raises(InputError, match=f"row 3: unknown {name} '{value}'"):
+        read_profile(edited(spoil))
+
+
 @pytest.mark.parametrize("name", ["rest_max", "prompt_tokens"])
 def test_a_missing_number_column_is_named(name: str, edited: Callable[..., Path]) -> None:
     path = edited(lambda table: table.drop_columns([name]))
