@@ -21,6 +21,7 @@ from refusal_tokens.commands import (
     profile,
     serve,
     target,
+    traffic,
     train,
 )
 from refusal_tokens.errors import InputError
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         compare,
         generate,
         inspect,
+        traffic,
         chat,
         evaluate,
         judge,

@@ -281,6 +281,26 @@ def split_profile(profile: Profile, seed: str = "certificate") -> tuple[Profile,
     return profile.select(first), profile.select(~first)
 
 
+def check_model(profile: Profile, model_fingerprint: str, taxonomy: Taxonomy, where: str) -> None:
+    """Check that a profile is of a model.
+
+    Args:
+        profile: it.
+        model_fingerprint: the model's, as in its checkpoint's info.
+        taxonomy: the model's.
+        where: what the message calls the profile.
+
+    Raises:
+        InputError: if it is of another one.
+    """
+    for what, found, own in (
+        ("model fingerprint", profile.metadata.get("model_fingerprint"), model_fingerprint),
+        ("taxonomy hash", profile.taxonomy.hash, taxonomy.hash),
+    ):
+        if found != own:
+            raise InputError(f"{where} is of another model: {what} {found}; this has {own}")
+
+
 def same_model(a: Profile, b: Profile, a_name: str, b_name: str) -> None:
     """Check that two profiles are of one model and taxonomy.
 

@@ -16,7 +16,7 @@ import numpy as np
 from refusal_tokens.checkpoint import CheckpointInfo
 from refusal_tokens.errors import InputError
 from refusal_tokens.policy import Policy
-from refusal_tokens.profiles import Profile
+from refusal_tokens.profiles import Profile, check_model
 from refusal_tokens.rates import Rate, rate
 
 SCHEMA_VERSION = 1
@@ -95,12 +95,7 @@ def stock_rates(profile: Profile, biases: Mapping[int, float], info: CheckpointI
     Raises:
         InputError: if the profile is of another model.
     """
-    for what, found, own in (
-        ("model fingerprint", profile.metadata.get("model_fingerprint"), info.model_fingerprint),
-        ("taxonomy hash", profile.taxonomy.hash, info.taxonomy.hash),
-    ):
-        if found != own:
-            raise InputError(f"the profile is of another model: {what} {found}; this has {own}")
+    check_model(profile, info.model_fingerprint, info.taxonomy, "the profile")
     values = np.array([biases[number] for number in info.control_token_ids])
     control = profile.control_logits.astype(np.float64) + values
     opens = control.max(axis=1) > profile.rest_max
