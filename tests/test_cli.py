@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, tiny_settings
 
-from refusal_tokens.cli import main
+from refusal_tokens.cli import _parser, main
 from refusal_tokens.policy import Bounds, Policy, save_policy
 from refusal_tokens.taxonomy import default_taxonomy
 
@@ -351,3 +352,16 @@ def test_options_are_checked_before_weights_are_loaded(
     shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     message = refused(["generate", str(folder), "Hi", *arguments], capsys)
     assert arguments[1].partition("=")[0] in message
+
+
+def test_every_option_has_a_help_text() -> None:
+    def silent(parser: argparse.ArgumentParser) -> list[str]:
+        found = []
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += [fault for stage in action.choices.values() for fault in silent(stage)]
+            elif not action.help:
+                found.append(f"{parser.prog} {action.option_strings or action.dest}")
+        return found
+
+    assert not silent(_parser())

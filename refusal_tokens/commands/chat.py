@@ -13,10 +13,10 @@ from refusal_tokens.errors import InputError
 def add(commands: Any) -> None:
     """Add the subcommand."""
     added = command(commands, "chat", _chat, "Talk to a model; move its knobs with /bias.")
-    added.add_argument("checkpoint")
+    added.add_argument("checkpoint", help="a run, or the model in it")
     added.add_argument("--system", help="a system prompt")
     add_policy(added)
-    added.add_argument("--max-new-tokens", type=int, default=256)
+    added.add_argument("--max-new-tokens", type=int, default=256, help="default: 256")
 
 
 def _chat(options: argparse.Namespace) -> None:

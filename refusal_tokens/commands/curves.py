@@ -49,7 +49,7 @@ def report_options(added: argparse.ArgumentParser) -> None:
         "--categories", default="", metavar="A,B", help="draw these alone; default: all of them"
     )
     added.add_argument("--overwrite", action="store_true", help="replace the report that is there")
-    added.add_argument("--json", action="store_true")
+    added.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _curves(options: argparse.Namespace) -> None:

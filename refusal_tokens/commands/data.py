@@ -19,12 +19,14 @@ def add(commands: Any) -> None:
     check = command(stages, "check", _data_check, "Check files of rows, and their splits.")
     check.add_argument("path", nargs="+", help="files, or a folder with train.jsonl and others")
     _add_taxonomy(check)
-    check.add_argument("--json", action="store_true")
+    check.add_argument("--json", action="store_true", help="print JSON")
     split = command(stages, "split", _data_split, "Split rows into files, whole groups at a time.")
-    split.add_argument("path", nargs="+")
-    split.add_argument("--output-dir", type=Path, required=True)
-    split.add_argument("--shares", default="train=0.64,calibration=0.18,test=0.18")
-    split.add_argument("--overwrite", action="store_true")
+    split.add_argument("path", nargs="+", help="files of rows, or folders of them")
+    split.add_argument("--output-dir", type=Path, required=True, help="a file for each share")
+    split.add_argument(
+        "--shares", default="train=0.64,calibration=0.18,test=0.18", help="default: %(default)s"
+    )
+    split.add_argument("--overwrite", action="store_true", help="replace what is there")
     _add_taxonomy(split)
 
 

@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
         "Generate under the model's own decisions and under each forced control token, and judge "
         "the text.",
     )
-    added.add_argument("checkpoint")
+    added.add_argument("checkpoint", help="a run, or the model in it")
     added.add_argument("--data", nargs="+", required=True, help="files of rows")
     added.add_argument("--output", type=Path, required=True, help="an outcomes .parquet file")
     add_map(added)
@@ -55,10 +55,10 @@ def add(commands: Any) -> None:
         help="the model to compare helpfulness with; default: the one that was tuned",
     )
     added.add_argument("--limit", type=int, default=100, help="prompts, evenly; default 100")
-    added.add_argument("--max-new-tokens", type=int, default=64)
+    added.add_argument("--max-new-tokens", type=int, default=64, help="default: 64")
     added.add_argument("--batch-size", type=int, default=48, help="replies at once; default 48")
-    added.add_argument("--overwrite", action="store_true")
-    added.add_argument("--json", action="store_true")
+    added.add_argument("--overwrite", action="store_true", help="replace what is there")
+    added.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -31,8 +31,8 @@ def add(commands: Any) -> None:
     added.add_argument("--profile", help="a profile of the model, for the rates that this gives")
     added.add_argument("--outtype", help="gguf: q8_0 (default), f16 or f32")
     added.add_argument("--verify", metavar="FILE", help="gguf: check this file, write none")
-    added.add_argument("--overwrite", action="store_true")
-    added.add_argument("--json", action="store_true")
+    added.add_argument("--overwrite", action="store_true", help="replace what is there")
+    added.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _export(options: argparse.Namespace) -> None:

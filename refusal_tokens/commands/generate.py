@@ -29,11 +29,11 @@ def add(commands: Any) -> None:
         help="reply to each prompt under several settings of one knob, such as safety=-4,0,4",
     )
     add_policy(added)
-    added.add_argument("--max-new-tokens", type=int, default=256)
+    added.add_argument("--max-new-tokens", type=int, default=256, help="default: 256")
     added.add_argument("--temperature", type=float, default=0.0, help="of the text; 0: greedy")
-    added.add_argument("--top-p", type=float, default=1.0)
+    added.add_argument("--top-p", type=float, default=1.0, help="of the text sampling; default: 1")
     added.add_argument("--seed", type=int, default=0, help="of the text sampling")
-    added.add_argument("--batch-size", type=int, default=8)
+    added.add_argument("--batch-size", type=int, default=8, help="replies at once; default: 8")
     added.add_argument("--json", action="store_true", help="one JSON object a reply")
 
 

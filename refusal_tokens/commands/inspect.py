@@ -15,11 +15,11 @@ def add(commands: Any) -> None:
     added = command(
         commands, "inspect", _inspect, "Show why a prompt is refused, and what would flip it."
     )
-    added.add_argument("checkpoint")
-    added.add_argument("prompt")
+    added.add_argument("checkpoint", help="a run, or the model in it")
+    added.add_argument("prompt", help="one user turn")
     added.add_argument("--system", help="a system prompt")
     add_policy(added)
-    added.add_argument("--json", action="store_true")
+    added.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _inspect(options: argparse.Namespace) -> None:

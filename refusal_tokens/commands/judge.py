@@ -46,8 +46,8 @@ def add(commands: Any) -> None:
     added.add_argument("--taxonomy", help="YAML file; default: the five categories of CoCoNot")
     add_map(added)
     _add_llm(added)
-    added.add_argument("--overwrite", action="store_true")
-    added.add_argument("--json", action="store_true")
+    added.add_argument("--overwrite", action="store_true", help="replace what is there")
+    added.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_llm(added: argparse.ArgumentParser) -> None:

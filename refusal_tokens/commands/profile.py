@@ -30,14 +30,25 @@ def add(commands: Any) -> None:
     added = command(
         commands, "profile", _profile, "Store the control logits of a model over labelled prompts."
     )
-    added.add_argument("checkpoint")
+    added.add_argument("checkpoint", help="a run, or the model in it")
     added.add_argument("--data", nargs="+", required=True, help="files of rows")
     added.add_argument("--output", type=Path, required=True, help="a .parquet file")
-    added.add_argument("--temperatures", type=float, nargs="+", default=[1.0])
-    added.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
+    added.add_argument(
+        "--temperatures",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        help="to store the rest of the vocabulary at, beside 1",
+    )
+    added.add_argument(
+        "--engine",
+        choices=["transformers", "vllm"],
+        default="transformers",
+        help="default: transformers",
+    )
     added.add_argument("--dtype", default="auto", help="of the weights; default: as saved")
-    added.add_argument("--overwrite", action="store_true")
-    added.add_argument("--json", action="store_true")
+    added.add_argument("--overwrite", action="store_true", help="replace what is there")
+    added.add_argument("--json", action="store_true", help="print JSON")
     add_map(added)
 
 

@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
     added.add_argument(
         "--host", default="127.0.0.1", help="default: %(default)s, this machine only"
     )
-    added.add_argument("--port", type=int, default=8000)
+    added.add_argument("--port", type=int, default=8000, help="default: 8000")
     added.add_argument(
         "--out-of-bounds",
         choices=["reject", "clamp"],

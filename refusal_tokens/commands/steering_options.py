@@ -24,7 +24,9 @@ def add_policy(command: argparse.ArgumentParser) -> None:
         metavar="CATEGORY=NATS",
         help="such as safety=2 or humanizing=-4; positive refuses more readily",
     )
-    command.add_argument("--rule", choices=["route", "bias", "threshold"])
+    command.add_argument(
+        "--rule", choices=["route", "bias", "threshold"], help="default: the policy's"
+    )
     command.add_argument("--dtype", default="auto", help="of the weights; default: as saved")
 
 

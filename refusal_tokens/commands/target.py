@@ -40,8 +40,18 @@ def add(commands: Any) -> None:
         help="ceiling over all respond rows, or over a category's near-misses",
     )
     added.add_argument("--preset", help="strict, balanced or permissive")
-    added.add_argument("--rule", choices=["route", "bias", "threshold"], default="route")
-    added.add_argument("--decision", choices=["greedy", "sampled"], default="greedy")
+    added.add_argument(
+        "--rule",
+        choices=["route", "bias", "threshold"],
+        default="route",
+        help="what the biases are for; default: route",
+    )
+    added.add_argument(
+        "--decision",
+        choices=["greedy", "sampled"],
+        default="greedy",
+        help="sampled: drawn at temperature 1; default: greedy",
+    )
     added.add_argument("--check", metavar="PROFILE", help="other rows to report the rates on")
     added.add_argument("--confidence", type=float, help="certify ceilings and floors, such as 0.95")
     added.add_argument(
@@ -56,8 +66,8 @@ def add(commands: Any) -> None:
     )
     added.add_argument("--output", type=Path, help="the policy file to write")
     added.add_argument("--accept-nearest", action="store_true", help="write it if out of reach too")
-    added.add_argument("--overwrite", action="store_true")
-    added.add_argument("--json", action="store_true")
+    added.add_argument("--overwrite", action="store_true", help="replace what is there")
+    added.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _target(options: argparse.Namespace) -> int | None:

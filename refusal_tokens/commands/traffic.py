@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
         "Show how much of unlabelled prompts is refused, by category, and whether they differ from "
         "those of a profile.",
     )
-    added.add_argument("checkpoint")
+    added.add_argument("checkpoint", help="a run, or the model in it")
     added.add_argument(
         "--data", nargs="+", required=True, help="files of rows; labels are not used"
     )
@@ -42,9 +42,9 @@ def add(commands: Any) -> None:
     added.add_argument(
         "--output", type=Path, help="keep the profile of the prompts, a .parquet file"
     )
-    added.add_argument("--overwrite", action="store_true")
+    added.add_argument("--overwrite", action="store_true", help="replace what is there")
     add_policy(added)
-    added.add_argument("--json", action="store_true")
+    added.add_argument("--json", action="store_true", help="print JSON")
     add_map(added)
 
 
