@@ -43,7 +43,10 @@ KNOBS = default_taxonomy().knobs
 OPTIONS = (
     "--max-model-len 1024 --enforce-eager --max-num-seqs 32 --dtype bfloat16 "
     "--num-gpu-blocks-override 16 --max-num-batched-tokens 256 "
-    "--enable-auto-tool-choice --tool-call-parser hermes"
+    "--enable-auto-tool-choice --tool-call-parser hermes "
+    # A model of forty steps may fill its tokens with blanks where JSON allows them.
+    "--structured-outputs-config.backend xgrammar "
+    "--structured-outputs-config.disable_any_whitespace true"
 )
 POLICIES = {
     "default": Policy(),
