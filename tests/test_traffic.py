@@ -116,7 +116,7 @@ def test_the_command_shows_shares_and_drift_and_keeps_the_profile(
     assert main([*words, "--output", str(kept)]) == 0
     screen = capsys.readouterr().out
     assert "difference" in screen
-    assert f"Next: refusal-tokens target {against} --recentre {kept}" in screen
+    assert f"Next: refusal-tokens target {against} --preset balanced --recentre {kept}" in screen
     assert main([*words, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     profile = read_profile(kept)

@@ -74,7 +74,7 @@ def _traffic(options: argparse.Namespace) -> None:
         return
     print(traffic_table(now, found))
     kept = options.output or "TRAFFIC.parquet"
-    following = ["target", options.against or "PROFILE", "--recentre", kept]
+    following = ["target", options.against or "PROFILE", "--preset", "balanced", "--recentre", kept]
     print("\n" + next_line("refusal-tokens", *following, "--output", "policy.json"))
 
 
