@@ -30,7 +30,7 @@ class Shares:
     refused: Rate
     control_mass: float
 
-    def of(self) -> dict[str, Rate]:
+    def by_name(self) -> dict[str, Rate]:
         """Return every share by name, ``refused`` first."""
         return {"refused": self.refused, **self.decisions}
 
@@ -111,7 +111,9 @@ def drift(traffic: Profile, against: Profile, setting: Knobs) -> Drift:
 
     now, then = shares(traffic, setting), shares(against, setting)
     test = ks_2samp(refusal_scores(traffic), refusal_scores(against))
-    differences = {name: difference(share, then.of()[name]) for name, share in now.of().items()}
+    differences = {
+        name: difference(share, then.by_name()[name]) for name, share in now.by_name().items()
+    }
     return Drift(then, differences, float(test.statistic), float(test.pvalue))
 
 
@@ -119,10 +121,10 @@ def traffic_table(now: Shares, found: Drift | None) -> str:
     """Return the screen: a line a share, beside those compared with."""
     heads = ["traffic", "against", "difference"] if found else ["traffic"]
     lines = [" " * 18 + "".join(f"{head:28}" for head in heads).rstrip()]
-    for name, share in now.of().items():
+    for name, share in now.by_name().items():
         columns = [str(share)]
         if found:
-            columns += [str(found.against.of()[name]), str(found.differences[name])]
+            columns += [str(found.against.by_name()[name]), str(found.differences[name])]
         label = name if name in ("refused", RESPOND) else f"  {name}"
         lines.append(f"{label:18}" + "".join(f"{column:28}" for column in columns).rstrip())
     mass = f"{'control mass':18}{now.control_mass:.4f} unmasked"

@@ -65,7 +65,7 @@ def _profile(options: argparse.Namespace) -> None:
     rows = read_rows(data_files(options.data), taxonomy, row_map=row_map, labelled=False)
     warn_of_spellings(rows, taxonomy.tokens)
     quiet_libraries()
-    profile = _with_vllm(options, rows) if options.engine == "vllm" else _with_torch(options, rows)
+    profile = _profiled(options, rows)
     if profile is None:
         return
     write_profile(options.output, profile)
@@ -76,6 +76,18 @@ def _profile(options: argparse.Namespace) -> None:
         print(f"{options.output}: {len(profile)} prompts, at bias 0:\n{summary_table(summary)}")
         following = ["curves", options.output, "--output", "DIR"]
         print("\n" + next_line("refusal-tokens", *following))
+
+
+def _profiled(options: argparse.Namespace, rows: Sequence[Row]) -> Profile | None:
+    if options.engine == "vllm":
+        return _with_vllm(options, rows)
+    return profile_here(
+        options.checkpoint,
+        rows,
+        dtype=options.dtype,
+        output=options.output,
+        temperatures=options.temperatures,
+    )
 
 
 def _with_vllm(options: argparse.Namespace, rows: Sequence[Row]) -> Profile:
@@ -89,8 +101,19 @@ def _with_vllm(options: argparse.Namespace, rows: Sequence[Row]) -> Profile:
     return profile_rows_vllm(options.checkpoint, rows, dtype=options.dtype)
 
 
-def _with_torch(options: argparse.Namespace, rows: Sequence[Row]) -> Profile | None:
-    """Return the profile, in the first process alone where several share the work."""
+def profile_here(
+    checkpoint: str,
+    rows: Sequence[Row],
+    *,
+    dtype: str,
+    output: Path | None,
+    temperatures: Sequence[float] = (1.0,),
+) -> Profile | None:
+    """Profile rows with transformers; what is finished is kept beside the output for a resumption.
+
+    Returns:
+        The profile, in the first process alone where several share the work.
+    """
     from accelerate import PartialState
 
     from refusal_tokens.checkpoint import load_checkpoint
@@ -98,7 +121,7 @@ def _with_torch(options: argparse.Namespace, rows: Sequence[Row]) -> Profile | N
 
     state = PartialState()
     device = str(state.device) if state.num_processes > 1 else None
-    checkpoint = load_checkpoint(options.checkpoint, dtype=options.dtype, device=device)
-    partial = options.output.with_name(f".{options.output.name}.partial")
-    profile = profile_rows(checkpoint, rows, temperatures=options.temperatures, partial=partial)
+    loaded = load_checkpoint(checkpoint, dtype=dtype, device=device)
+    partial = output.with_name(f".{output.name}.partial") if output else None
+    profile = profile_rows(loaded, rows, temperatures=temperatures, partial=partial)
     return profile if state.is_main_process else None

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from refusal_tokens.commands.common import (
     add_map,
@@ -17,12 +16,9 @@ from refusal_tokens.commands.common import (
     quiet_libraries,
     warn_of_spellings,
 )
+from refusal_tokens.commands.profile import profile_here
 from refusal_tokens.commands.steering_options import add_policy, policy_of
 from refusal_tokens.files import check_new_file
-
-if TYPE_CHECKING:
-    from refusal_tokens.profiles import Profile
-    from refusal_tokens.rows import Row
 
 
 def add(commands: Any) -> None:
@@ -50,7 +46,7 @@ def add(commands: Any) -> None:
 
 def _traffic(options: argparse.Namespace) -> None:
     from refusal_tokens.checkpoint import load_info
-    from refusal_tokens.profiles import check_model, read_profile
+    from refusal_tokens.profiles import check_model, read_profile, write_profile
     from refusal_tokens.rows import read_rows
     from refusal_tokens.traffic import drift, shares, traffic_record, traffic_table
 
@@ -65,7 +61,12 @@ def _traffic(options: argparse.Namespace) -> None:
     row_map = map_of(options.map)
     rows = read_rows(data_files(options.data), info.taxonomy, row_map=row_map, labelled=False)
     warn_of_spellings(rows, info.taxonomy.tokens)
-    profile = _profile(options, rows)
+    quiet_libraries()
+    profile = profile_here(options.checkpoint, rows, dtype=options.dtype, output=options.output)
+    if profile is None:
+        return
+    if options.output:
+        write_profile(options.output, profile)
     setting = policy.knobs(info.taxonomy)
     now = shares(profile, setting)
     found = drift(profile, against, setting) if against is not None else None
@@ -76,18 +77,3 @@ def _traffic(options: argparse.Namespace) -> None:
     kept = options.output or "TRAFFIC.parquet"
     following = ["target", options.against or "PROFILE", "--preset", "balanced", "--recentre", kept]
     print("\n" + next_line("refusal-tokens", *following, "--output", "policy.json"))
-
-
-def _profile(options: argparse.Namespace, rows: Sequence[Row]) -> Profile:
-    from refusal_tokens.checkpoint import load_checkpoint
-    from refusal_tokens.prefill import profile_rows
-    from refusal_tokens.profiles import write_profile
-
-    quiet_libraries()
-    output: Path | None = options.output
-    partial = output.with_name(f".{output.name}.partial") if output else None
-    checkpoint = load_checkpoint(options.checkpoint, dtype=options.dtype)
-    profile = profile_rows(checkpoint, rows, partial=partial)
-    if output:
-        write_profile(output, profile)
-    return profile
