@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import ROOT
 
 from refusal_tokens.errors import InputError
 from refusal_tokens.profiles import (
@@ -296,3 +297,12 @@ def test_a_rest_max_that_is_not_finite_is_told(edited: Callable[..., Path]) -> N
 
 def test_an_empty_profile_is_read(edited: Callable[..., Path]) -> None:
     assert len(read_profile(edited(lambda table: table.slice(0, 0)))) == 0
+
+
+def test_the_shipped_run_answers_small_talk() -> None:
+    # A default run that refused "Hi" as incomplete once went unseen: no test row was a greeting.
+    shipped = read_profile(ROOT / "data" / "profiles" / "smollm2-135m.parquet")
+    chat = [name == "chat" for name in shipped.columns["subcategory"]]
+    refused = shipped.control_logits[chat].argmax(axis=1) > 0
+    assert len(refused) >= 25
+    assert refused.mean() <= 0.1
