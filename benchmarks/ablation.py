@@ -37,6 +37,7 @@ from trained import (
     provenance,
     remove_weights,
     restart_on_cpu,
+    settings,
     status_of,
     train_or_resume,
     write_between,
@@ -484,8 +485,7 @@ def _command(options: argparse.Namespace) -> str:
     words += [] if options.steps is None else [f"--steps {options.steps}"]
     words += [f"--only {' '.join(options.only)}"] if options.only else []
     words += [f"--data {' '.join(Path(p).name for p in options.data)}"] if options.data else []
-    changed = [text for text in options.set if not text.startswith("model_name_or_path=/")]
-    return " ".join([*words, *(f"--set {text}" for text in changed)])
+    return " ".join([*words, *settings(options)])
 
 
 def _page(results: Mapping[str, Sequence[Any]], chosen: Sequence[str], output: Path) -> str:

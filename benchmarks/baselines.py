@@ -32,6 +32,7 @@ from trained import (
     parser_of,
     provenance,
     restart_on_cpu,
+    settings,
     status_of,
     train_or_resume,
     write_between,
@@ -328,8 +329,7 @@ def _write(
         "undecided replies are left out of the rates. The last column is read off the curve of the "
         "same prompts, so it is what could be reached with hindsight, and counts tokens, not text."
     )
-    command = f"python benchmarks/baselines.py --shares {options.shares} --limit {options.limit}"
-    text = "\n\n".join([markdown(head, lines), cost, notes, provenance(command)])
+    text = "\n\n".join([markdown(head, lines), cost, notes, provenance(_command(options))])
     write_text(options.output / "table.md", text + "\n")
     write_json(
         options.output / "points.json",
@@ -343,6 +343,13 @@ def _write(
     if options.write_docs:
         write_between(options.write_docs, "baselines", text)
         print(f"{options.write_docs}: table written")
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command with what decides its numbers; a run by its name alone."""
+    words = [f"python benchmarks/baselines.py --shares {options.shares} --limit {options.limit}"]
+    words += [f"--run runs/{options.run.name}"] if options.run else []
+    return " ".join([*words, *settings(options)])
 
 
 def _page(points: Sequence[Point], options: argparse.Namespace) -> None:

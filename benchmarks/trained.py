@@ -105,6 +105,12 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *lines])
 
 
+def settings(options: argparse.Namespace) -> list[str]:
+    """The ``--set`` of a command, without a model's folder: a matter of place alone."""
+    changed = [text for text in options.set if not text.startswith("model_name_or_path=/")]
+    return [f"--set {text}" for text in changed]
+
+
 def provenance(command: str) -> str:
     """Say how a table was made: command, date, machine, versions."""
     import torch
