@@ -223,6 +223,7 @@ def info_summary(info: CheckpointInfo) -> dict[str, Any]:
         "model_fingerprint": info.model_fingerprint,
         "base_model": info.base_model,
         "system_prompt": info.system_prompt,
+        "chat_template_kwargs": dict(info.chat_template_kwargs),
         "versions": dict(info.versions),
         "taxonomy_hash": info.taxonomy.hash,
     }

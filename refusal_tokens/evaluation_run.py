@@ -65,7 +65,12 @@ def evaluate_model(
     )
     metadata = _metadata(model, profile, plan)
     # All that a finished part depends on, the prompts apart, which name it.
-    work = [metadata["model_fingerprint"], metadata["dtype"], plan.max_new_tokens, data_hash(rows)]
+    work = [
+        info_summary(model.checkpoint.info),
+        metadata["dtype"],
+        plan.max_new_tokens,
+        data_hash(rows),
+    ]
     with partial_file(output.with_name(f"{output.name}.partial"), work) as kept:
         outcomes = generate_outcomes(model, chosen, profile, plan, kept)
         helpfulness = None

@@ -249,7 +249,9 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     assert not kept.exists()
 
 
-@pytest.mark.parametrize("change", ["nothing", "model", "dtype", "length", "prompts", "answers"])
+@pytest.mark.parametrize(
+    "change", ["nothing", "model", "system", "template", "dtype", "length", "prompts", "answers"]
+)
 def test_finished_replies_serve_the_same_work_alone(
     change: str,
     model: SteeredModel,
@@ -275,8 +277,13 @@ def test_finished_replies_serve_the_same_work_alone(
     head, *lines = kept.read_text().splitlines()
     parts = {name: ["Marked.", *rest] for name, (_, *rest) in map(json.loads, lines)}
     kept.write_text("".join(f"{line}\n" for line in (head, *map(json.dumps, parts.items()))))
-    if change == "model":
-        info = replace(model.checkpoint.info, model_fingerprint="another")
+    changed: dict[str, Any] = {
+        "model": {"model_fingerprint": "another"},
+        "system": {"system_prompt": "Be brief."},
+        "template": {"chat_template_kwargs": {"enable_thinking": False}},
+    }
+    if change in changed:
+        info = replace(model.checkpoint.info, **changed[change])
         model = SteeredModel(replace(model.checkpoint, info=info))
     elif change == "dtype":
         model = SteeredModel(load_checkpoint(tiny_run, dtype="bfloat16", device="cpu"))
