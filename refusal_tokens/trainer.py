@@ -10,10 +10,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTTrainer
 
+from refusal_tokens.batch_order import ShuffledBatches
 from refusal_tokens.errors import InputError
 from refusal_tokens.examples import IGNORED
 from refusal_tokens.head import LogitTransform, logit_transform
@@ -79,6 +82,10 @@ class RefusalTrainer(SFTTrainer):  # type: ignore[misc]
         add_labelled_head(causal_lm(self.model), smoothing)
         share = control_share if control_ids else 0.0
         self._control_weight, self._reply_weight = loss_weights(share, reply_tokens_per_row)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
+        return ShuffledBatches(sampler) if isinstance(sampler, LengthGroupedSampler) else sampler
 
     def compute_loss(
         self,
