@@ -196,8 +196,6 @@ def test_a_killed_run_resumes_to_the_same_weights(
     settings = [
         *tiny_settings(tiny_base(True), rows_file),
         *("max_steps=60", "save_steps=10", "refusal_tokens.calibration=[]", "bf16=false"),
-        # Length grouping draws a broken epoch's order anew; this order is kept.
-        "train_sampling_strategy=random",
     ]
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert run(ROOT / "recipes" / "tiny.yaml", straight, settings) == 0
