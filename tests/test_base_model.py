@@ -13,9 +13,7 @@ from refusal_tokens.base_model import BUNDLED, BUNDLED_PACKAGE, load_tokenizer, 
 
 
 @pytest.mark.model
-def test_the_bundled_template_has_a_shorter_default_system_message_and_is_else_the_models_own() -> (
-    None
-):
+def test_the_bundled_template_lacks_the_default_system_message_and_nothing_else() -> None:
     spec = importlib.util.find_spec(BUNDLED_PACKAGE)
     assert spec
     assert spec.submodule_search_locations
@@ -36,6 +34,6 @@ def test_the_bundled_template_has_a_shorter_default_system_message_and_is_else_t
 
     bundled = load_tokenizer(resolve(BUNDLED))
     assert rendered(bundled, turns) == rendered(own, turns)
-    default = {"role": "system", "content": "You are an AI assistant"}
-    assert rendered(bundled, turns[1:]) == rendered(own, [default, *turns[1:]])
-    assert len(rendered(own, turns[1:])) > len(rendered(bundled, turns[1:]))
+    plain = rendered(bundled, turns[1:])
+    assert plain.startswith("<|im_start|>user")
+    assert rendered(own, turns[1:]).endswith(f"<|im_end|>\n{plain}")
