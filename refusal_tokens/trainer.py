@@ -83,7 +83,7 @@ class RefusalTrainer(SFTTrainer):  # type: ignore[misc]
         share = control_share if control_ids else 0.0
         self._control_weight, self._reply_weight = loss_weights(share, reply_tokens_per_row)
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
