@@ -124,8 +124,13 @@ def test_the_command_shows_shares_and_drift_and_keeps_the_profile(
     expected = shares(profile, setting)
     assert printed["traffic"]["refused"]["count"] == expected.refused.count
     assert printed["traffic"]["refused"]["n"] == len(profile)
-    # The same prompts under the same model: what the labels said plays no part.
-    assert printed["drift"]["distance"] < 0.1
+    # The same prompts under the same model: what the labels said plays no part. Twelve prompts lie
+    # as close together as rounding, and change places with it: the distance is not quite 0.
+    trained = read_profile(against)
+    np.testing.assert_allclose(profile.control_logits, trained.control_logits, atol=0.05)
+    found = drift(profile, trained, setting)
+    assert printed["drift"]["distance"] == found.distance
+    assert printed["drift"]["p_value"] == found.p_value > 0.9
     assert printed["drift"]["differences"]["refused"]["value"] == pytest.approx(0, abs=0.05)
 
 
