@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from statistics import correlation, mean
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,12 +45,11 @@ def test_a_batch_tells_nothing_of_the_length_of_the_next() -> None:
     assert abs(persistence(list(ShuffledBatches(lengths, 16, 0)))) < 0.21
 
 
-@pytest.mark.parametrize("skipped", [0, 3])
-def test_an_order_depends_on_seed_and_epoch_alone(skipped: int) -> None:
+def test_an_order_depends_on_seed_and_epoch_alone() -> None:
     lengths = list(range(1, 200))
     order = ShuffledBatches(lengths, 4, seed=5)
     first = list(order)
-    torch.rand(skipped)
+    torch.rand(3)
     assert list(order) == first
     order.set_epoch(1)
     second = list(order)
