@@ -70,7 +70,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "feed-forward-only": ("peft_config.exclude_modules=[q_proj, k_proj, v_proj, o_proj]",),
     "full": (
         "peft_config=null",
-        "learning_rate=1.5e-4",
+        "learning_rate=1e-4",
         "model_init_kwargs.dtype=float32",
         "bf16=true",
     ),

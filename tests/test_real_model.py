@@ -48,7 +48,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "refusal_tokens.control_share=0.4",
         "refusal_tokens.train=["
         f"{{path: {ROOT / 'data' / 'train.jsonl'}, count: 400}}, "
-        f"{{path: {ROOT / 'data' / 'counterfactual.jsonl'}, count: 240}}]",
+        f"{{path: {ROOT / 'data' / 'counterfactual.jsonl'}, count: 480}}]",
         f"refusal_tokens.test={folder / 'test.jsonl'}",
         "refusal_tokens.calibration=[]",
     ]
