@@ -44,7 +44,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from refusal_tokens.cli import main
 
     folder = tmp_path_factory.mktemp("run") / "short"
-    settings = ["max_steps=40", "max_length=96", "refusal_tokens.calibration=[]"]
+    # A high learning rate: after so few steps decisions should not hang on rounding.
+    settings = [
+        "max_steps=40",
+        "learning_rate=2e-3",
+        "max_length=96",
+        "refusal_tokens.calibration=[]",
+    ]
     sets = [word for setting in settings for word in ("--set", setting)]
     recipe = str(ROOT / "recipes" / "smollm2-135m-lora.yaml")
     assert main(["train", recipe, "--output-dir", str(folder), *sets]) == 0

