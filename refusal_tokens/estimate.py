@@ -79,7 +79,7 @@ def estimate(prepared: Prepared, folder: Path) -> Estimate:
     lora = prepared.recipe.peft_config is not None
     return Estimate(
         rows=len(examples.examples),
-        rows_without_reply=sum(row.response is None for row in prepared.rows["train"]),
+        rows_without_reply=examples.without_reply,
         dropped=len(examples.dropped),
         tokens=examples.tokens,
         steps=steps,

@@ -38,6 +38,7 @@ class ExampleSet:
         dropped: ids of rows longer than ``max_length``.
         control_tokens: labels on control tokens.
         without_token: examples whose reply follows the prompt directly.
+        without_reply: rows that train the control token alone, their reply null or left out.
         reply_tokens: labels on reply tokens.
         tokens: all tokens, prompts included.
     """
@@ -46,6 +47,7 @@ class ExampleSet:
     dropped: tuple[str, ...]
     control_tokens: int
     without_token: int
+    without_reply: int
     reply_tokens: int
     tokens: int
 
@@ -103,6 +105,17 @@ def opens_plainly(row: Row, share: float, seed: int) -> bool:
     return part_of(row.id, {"plain": share, "opened": 1 - share}, f"token {seed}") == "plain"
 
 
+def keeps_reply(row: Row, share: float, seed: int) -> bool:
+    """Whether a row is among the ``share`` whose reply is trained beside its control token.
+
+    It depends on the row's id and the seed alone. A reply whose token is masked has nothing else to
+    train and is always kept.
+    """
+    if share == 1 or row.response is None or not row.train_control:
+        return True
+    return part_of(row.id, {"kept": share, "left": 1 - share}, f"reply {seed}") == "kept"
+
+
 def build_joined(
     asking: Row,
     obeying: Row,
@@ -154,6 +167,7 @@ def build_examples(
     control_ids: Sequence[int],
     max_length: int | None,
     *,
+    reply_share: float = 1.0,
     share_without_token: float = 0.0,
     seed: int = 0,
 ) -> ExampleSet:
@@ -167,9 +181,12 @@ def build_examples(
         taxonomy: which token opens a reply.
         control_ids: of the taxonomy's tokens; none for a model without control tokens.
         max_length: in tokens; None keeps all.
+        reply_share: see ``keeps_reply``; the other rows train their control token alone.
         share_without_token: see ``opens_plainly``.
         seed: of the choice of those rows.
     """
+    if control_ids:
+        rows = [r if keeps_reply(r, reply_share, seed) else replace(r, response=None) for r in rows]
     kept, dropped = [], []
     without_token = 0
     joined = joined_pairs(rows) if control_ids else {}
@@ -199,6 +216,7 @@ def build_examples(
         dropped=tuple(dropped),
         control_tokens=n_control,
         without_token=without_token,
+        without_reply=sum(row.response is None for row in rows),
         reply_tokens=len(labels) - n_control,
         tokens=sum(len(example.input_ids) for example in kept),
     )

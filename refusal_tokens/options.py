@@ -32,6 +32,8 @@ class RefusalOptions:
         refusal_share: refuse rows among the training rows, from 0 to below 1; None leaves them.
         counterfactual_rows: False leaves out training rows whose control token is not trained.
         rows_without_reply: False leaves out training rows that train the control token alone.
+        reply_share: of the training rows with a reply and a trained control token, the share whose
+            reply is trained, from 0 to 1; the others train the control token alone.
         share_without_token: of the training rows with a reply, the share whose reply follows the
             prompt directly, from 0 to below 1.
         control_tokens: False trains replies alone, as plain fine-tuning does.
@@ -56,6 +58,7 @@ class RefusalOptions:
     refusal_share: float | None = None
     counterfactual_rows: bool = True
     rows_without_reply: bool = True
+    reply_share: float = 1.0
     share_without_token: float = 0.0
     control_tokens: bool = True
     taxonomy: str | Mapping[str, Any] | None = None
@@ -72,6 +75,7 @@ class RefusalOptions:
 NUMBERS: dict[str, tuple[bool, Callable[[float], bool], str]] = {
     "contrast_share": (True, lambda x: 0 <= x < 1, "0 to below 1"),
     "refusal_share": (True, lambda x: 0 <= x < 1, "0 to below 1"),
+    "reply_share": (False, lambda x: 0 <= x <= 1, "0 to 1"),
     "share_without_token": (False, lambda x: 0 <= x < 1, "0 to below 1"),
     "control_share": (True, lambda x: 0 < x <= 1, "above 0, to 1"),
     "control_smoothing": (False, lambda x: 0 <= x < 1, "0 to below 1"),
@@ -90,6 +94,7 @@ TYPES: dict[str, tuple[type | types.UnionType, str]] = {
 NEED_TOKENS = {
     "control_share": None,
     "control_smoothing": 0.0,
+    "reply_share": 1.0,
     "share_without_token": 0.0,
     "row_start": "description",
     "single_token": None,

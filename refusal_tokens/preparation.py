@@ -96,6 +96,7 @@ def prepare(recipe: Recipe) -> Prepared:
         recipe.taxonomy,
         control_ids,
         limit,
+        reply_share=options.reply_share,
         share_without_token=options.share_without_token,
         seed=seed,
     )

@@ -281,7 +281,7 @@ def _info(
         training={
             "rows": len(examples.examples),
             "rows dropped as longer than max_length": len(examples.dropped),
-            "rows without reply": sum(r.response is None for r in prepared.rows["train"]),
+            "rows without reply": examples.without_reply,
             "rows without control token": examples.without_token,
             "tokens an epoch": examples.tokens,
             "steps": steps,

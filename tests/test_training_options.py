@@ -20,7 +20,13 @@ from refusal_tokens.chat import ChatEncoder
 from refusal_tokens.checkpoint import load_info
 from refusal_tokens.cli import main
 from refusal_tokens.errors import InputError
-from refusal_tokens.examples import IGNORED, build_example, build_examples, opens_plainly
+from refusal_tokens.examples import (
+    IGNORED,
+    build_example,
+    build_examples,
+    keeps_reply,
+    opens_plainly,
+)
 from refusal_tokens.head import LogitTransform
 from refusal_tokens.mixing import read_mix
 from refusal_tokens.options import options_from
@@ -50,6 +56,7 @@ def faults_of(**section: object) -> list[str]:
         ({"control_smoothing": 1}, "control_smoothing: found 1; allowed: 0 to below 1"),
         ({"control_smoothing": None}, "control_smoothing: found None; allowed: 0 to below 1"),
         ({"share_without_token": True}, "share_without_token: found True"),
+        ({"reply_share": 1.5}, "reply_share: found 1.5; allowed: 0 to 1"),
         ({"refusal_share": -0.1}, "refusal_share: found -0.1; allowed: 0 to below 1, or null"),
         ({"rows_without_reply": "no"}, "rows_without_reply: found 'no'; allowed: true or false"),
         ({"counterfactual_rows": 0}, "counterfactual_rows: found 0"),
@@ -169,6 +176,40 @@ def test_the_share_without_token_is_drawn_by_seed_and_id_from_rows_with_a_reply(
     assert not [r for r in rows if opens_plainly(replace(r, response=None), 0.999, 0)]
     assert not [r for r in rows if opens_plainly(replace(r, train_control=False), 0.999, 0)]
     assert not [r for r in rows if opens_plainly(r, 0.0, 0)]
+
+
+def test_the_replies_that_are_trained_are_drawn_by_seed_and_id() -> None:
+    rows = [row(f"r{i}", f"p{i}", response="Yes.") for i in range(1000)]
+    chosen = {r.id for r in rows if keeps_reply(r, 0.2, 0)}
+    assert abs(len(chosen) - 200) < 4 * (1000 * 0.2 * 0.8) ** 0.5
+    assert chosen == {r.id for r in reversed(rows) if keeps_reply(r, 0.2, 0)}
+    assert chosen != {r.id for r in rows if keeps_reply(r, 0.2, 1)}
+    assert chosen < {r.id for r in rows if keeps_reply(r, 0.4, 0)}
+    assert not [r for r in rows if keeps_reply(r, 0.0, 0)]
+    assert all(keeps_reply(r, 1.0, 0) for r in rows)
+    # Its token is not trained: without the reply nothing of it would be left.
+    assert all(keeps_reply(replace(r, train_control=False), 0.0, 0) for r in rows)
+
+
+def test_a_reply_that_is_left_out_leaves_its_token() -> None:
+    encoder, ids = encoded()
+    rows = [row(f"r{i}", f"p{i}", response="Yes." if i % 4 else None) for i in range(40)]
+    kept = sum(keeps_reply(r, 0.5, 7) for r in rows if r.response)
+    found = build_examples(rows, encoder, TAXONOMY, ids, None, reply_share=0.5, seed=7)
+    assert 0 < kept < 30
+    assert (found.control_tokens, found.without_reply, found.dropped) == (40, 40 - kept, ())
+    assert found.reply_tokens == kept * len(encoder.reply_ids("Yes."))
+    whole = build_examples(rows, encoder, TAXONOMY, ids, None)
+    assert (whole.control_tokens, whole.without_reply) == (40, 10)
+    # A prompt whose own reply is left out is read once with a counterfactual reply to it.
+    obeying = replace(
+        row("c", "p1", "refuse", "humanizing", group=rows[1].group, response="I'm software."),
+        train_control=False,
+    )
+    (example,) = build_examples(
+        [rows[1], obeying], encoder, TAXONOMY, ids, None, reply_share=0
+    ).examples
+    assert example.labels[example.prompt_length :] == [ids[0], *encoder.reply_ids("I'm software.")]
 
 
 def test_examples_count_the_rows_without_token() -> None:
