@@ -118,7 +118,7 @@ class Budget:
 
 
 BUDGETS = {
-    # 120 steps of 16 rows: a little under a fifth of the default run.
+    # 120 steps of 16 rows: a ninth of the default run.
     "default": Budget(
         "recipes/smollm2-135m-lora.yaml", ("max_steps=120", "save_steps=40"), 3, 40, 48, 1000
     ),
