@@ -115,6 +115,8 @@ def run_own(count: int) -> Any:
         f"refusal_tokens.train={folder / 'rows.jsonl'}",
         "refusal_tokens.calibration=[]",
         "refusal_tokens.test=[]",
+        # The peer trains every reply.
+        "refusal_tokens.reply_share=1",
         "num_train_epochs=1",
         "save_strategy='no'",
     ]
