@@ -54,6 +54,8 @@ from refusal_tokens.rows import Row
 
 OPTION = "refusal_tokens."
 # Name -> what it changes in the recipe. One an option; docs/training.md has the reason of each.
+# Rows can all have a reply only where every reply is trained: that variant moves two, and is to be
+# read beside the one that trains all replies.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "default": (),
     "no-counterfactual-rows": (f"{OPTION}counterfactual_rows=false",),

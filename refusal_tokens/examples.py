@@ -38,7 +38,7 @@ class ExampleSet:
         dropped: ids of rows longer than ``max_length``.
         control_tokens: labels on control tokens.
         without_token: examples whose reply follows the prompt directly.
-        without_reply: rows that train the control token alone, their reply null or left out.
+        without_reply: examples that train the control token alone.
         reply_tokens: labels on reply tokens.
         tokens: all tokens, prompts included.
     """
@@ -216,7 +216,7 @@ def build_examples(
         dropped=tuple(dropped),
         control_tokens=n_control,
         without_token=without_token,
-        without_reply=sum(row.response is None for row in rows),
+        without_reply=sum(len(e.input_ids) == e.prompt_length + 1 for e in kept),
         reply_tokens=len(labels) - n_control,
         tokens=sum(len(example.input_ids) for example in kept),
     )

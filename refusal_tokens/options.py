@@ -34,8 +34,8 @@ class RefusalOptions:
         rows_without_reply: False leaves out training rows that train the control token alone.
         reply_share: of the training rows with a reply and a trained control token, the share whose
             reply is trained, from 0 to 1; the others train the control token alone.
-        share_without_token: of the training rows with a reply, the share whose reply follows the
-            prompt directly, from 0 to below 1.
+        share_without_token: of the training rows whose reply is trained, the share whose reply
+            follows the prompt directly, from 0 to below 1.
         control_tokens: False trains replies alone, as plain fine-tuning does.
         taxonomy: None for the default, a YAML file, or a mapping.
         single_token: one refusal token for all categories; None leaves it to the taxonomy.
@@ -157,6 +157,11 @@ def _clashes(values: Mapping[str, Any], sources: Sequence[Source]) -> list[str]:
             for key, without in NEED_TOKENS.items()
             if key in values and values[key] != without
         ]
+    if values.get("rows_without_reply") is False and values.get("reply_share", 1) != 1:
+        faults.append(
+            f"reply_share: found {values['reply_share']!r} with rows_without_reply false; "
+            "only 1 leaves every row its reply"
+        )
     if values.get("refusal_share") is not None:
         if values.get("contrast_share") is not None:
             faults.append("refusal_share: cannot hold beside contrast_share; leave one out")

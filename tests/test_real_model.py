@@ -37,7 +37,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The default recipe, shortened: 60 steps, 60 test rows, more of the loss on the replies."""
+    """The default recipe, shortened: 60 steps, 60 test rows, all replies, more loss on them."""
     folder = tmp_path_factory.mktemp("rows")
     test = read_rows([ROOT / "data" / "test.jsonl"], default_taxonomy())
     write_jsonl(folder / "test.jsonl", test[:: len(test) // 60])
@@ -46,6 +46,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "max_length=96",
         "logging_steps=5",
         "refusal_tokens.control_share=0.4",
+        "refusal_tokens.reply_share=1",
         "refusal_tokens.train=["
         f"{{path: {ROOT / 'data' / 'train.jsonl'}, count: 400}}, "
         f"{{path: {ROOT / 'data' / 'counterfactual.jsonl'}, count: 480}}]",

@@ -65,6 +65,11 @@ def faults_of(**section: object) -> list[str]:
             {"control_tokens": False, "control_share": 0.5},
             "control_share: found 0.5 with control_tokens false; it needs control tokens",
         ),
+        (
+            {"control_tokens": False, "reply_share": 0.5},
+            "reply_share: found 0.5 with control_tokens",
+        ),
+        ({"rows_without_reply": False, "reply_share": 0.5}, "only 1 leaves every row its reply"),
         ({"control_tokens": False, "row_start": "mean"}, "row_start: found 'mean' with"),
         ({"refusal_share": 0.1, "contrast_share": 0.1}, "cannot hold beside contrast_share"),
         (
@@ -206,10 +211,10 @@ def test_a_reply_that_is_left_out_leaves_its_token() -> None:
         row("c", "p1", "refuse", "humanizing", group=rows[1].group, response="I'm software."),
         train_control=False,
     )
-    (example,) = build_examples(
-        [rows[1], obeying], encoder, TAXONOMY, ids, None, reply_share=0
-    ).examples
+    joined = build_examples([rows[1], obeying], encoder, TAXONOMY, ids, None, reply_share=0)
+    (example,) = joined.examples
     assert example.labels[example.prompt_length :] == [ids[0], *encoder.reply_ids("I'm software.")]
+    assert joined.without_reply == 0
 
 
 def test_examples_count_the_rows_without_token() -> None:
@@ -269,21 +274,24 @@ def rows_with_a_counterfactual(rows_file: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("settings", "rows", "without_token"),
+    ("settings", "rows", "without_token", "without_reply"),
     [
-        ([], 13, 0),
-        (["counterfactual_rows=false"], 12, 0),
-        (["rows_without_reply=false"], 10, 0),
-        (["counterfactual_rows=false", "rows_without_reply=false"], 9, 0),
+        ([], 13, 0, 3),
+        (["counterfactual_rows=false"], 12, 0, 3),
+        (["rows_without_reply=false"], 10, 0, 0),
+        (["counterfactual_rows=false", "rows_without_reply=false"], 9, 0, 0),
+        # All but the counterfactual row.
+        (["reply_share=0"], 13, 0, 12),
         # Five refuse rows of eleven, and the counterfactual row that takes no part in a share.
-        (["refusal_share=0.5"], 11, 0),
-        (["control_tokens=false", "control_share=null"], 9, 9),
+        (["refusal_share=0.5"], 11, 0, 2),
+        (["control_tokens=false", "control_share=null"], 9, 9, 0),
     ],
 )
 def test_rows_are_kept_or_left_out_by_one_key(
     settings: list[str],
     rows: int,
     without_token: int,
+    without_reply: int,
     tiny_base: Callable[[bool], Path],
     rows_file: Path,
     tmp_path: Path,
@@ -293,6 +301,7 @@ def test_rows_are_kept_or_left_out_by_one_key(
     prepared = prepare(load_recipe(ROOT / "recipes" / "tiny.yaml", changes))
     assert len(prepared.examples.examples) == rows
     assert prepared.examples.without_token == without_token
+    assert prepared.examples.without_reply == without_reply
     assert sum(drawn.left_out for drawn in prepared.drawn) == 13 - (13 if rows == 11 else rows)
     # Only training rows: what is measured stays whole.
     assert len(prepared.rows["test"]) == 13
