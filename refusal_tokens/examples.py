@@ -111,7 +111,7 @@ def keeps_reply(row: Row, share: float, seed: int) -> bool:
     It depends on the row's id and the seed alone. A reply whose token is masked has nothing else to
     train and is always kept.
     """
-    if share == 1 or row.response is None or not row.train_control:
+    if row.response is None or not row.train_control:
         return True
     return part_of(row.id, {"kept": share, "left": 1 - share}, f"reply {seed}") == "kept"
 

@@ -170,30 +170,26 @@ def test_a_row_without_token_trains_its_reply_after_the_prompt() -> None:
     assert plain.labels == [*[IGNORED] * len(prompt), *reply]
 
 
-def test_the_share_without_token_is_drawn_by_seed_and_id_from_rows_with_a_reply() -> None:
+@pytest.mark.parametrize("chosen_of", [opens_plainly, keeps_reply])
+def test_a_share_of_the_rows_with_a_reply_is_drawn_by_seed_and_id(
+    chosen_of: Callable[[Row, float, int], bool],
+) -> None:
     rows = [row(f"r{i}", f"p{i}", response="Yes.") for i in range(1000)]
-    chosen = {r.id for r in rows if opens_plainly(r, 0.2, 0)}
+    chosen = {r.id for r in rows if chosen_of(r, 0.2, 0)}
     # Four standard errors of a binomial draw.
     assert abs(len(chosen) - 200) < 4 * (1000 * 0.2 * 0.8) ** 0.5
-    assert chosen == {r.id for r in reversed(rows) if opens_plainly(r, 0.2, 0)}
-    assert chosen != {r.id for r in rows if opens_plainly(r, 0.2, 1)}
-    assert chosen < {r.id for r in rows if opens_plainly(r, 0.4, 0)}
+    assert chosen == {r.id for r in reversed(rows) if chosen_of(r, 0.2, 0)}
+    assert chosen != {r.id for r in rows if chosen_of(r, 0.2, 1)}
+    assert chosen < {r.id for r in rows if chosen_of(r, 0.4, 0)}
+    assert not [r for r in rows if chosen_of(r, 0.0, 0)]
+
+
+def test_rows_with_one_thing_to_train_keep_it_whatever_the_share() -> None:
+    rows = [row(f"r{i}", f"p{i}", response="Yes.") for i in range(100)]
     assert not [r for r in rows if opens_plainly(replace(r, response=None), 0.999, 0)]
     assert not [r for r in rows if opens_plainly(replace(r, train_control=False), 0.999, 0)]
-    assert not [r for r in rows if opens_plainly(r, 0.0, 0)]
-
-
-def test_the_replies_that_are_trained_are_drawn_by_seed_and_id() -> None:
-    rows = [row(f"r{i}", f"p{i}", response="Yes.") for i in range(1000)]
-    chosen = {r.id for r in rows if keeps_reply(r, 0.2, 0)}
-    assert abs(len(chosen) - 200) < 4 * (1000 * 0.2 * 0.8) ** 0.5
-    assert chosen == {r.id for r in reversed(rows) if keeps_reply(r, 0.2, 0)}
-    assert chosen != {r.id for r in rows if keeps_reply(r, 0.2, 1)}
-    assert chosen < {r.id for r in rows if keeps_reply(r, 0.4, 0)}
-    assert not [r for r in rows if keeps_reply(r, 0.0, 0)]
-    assert all(keeps_reply(r, 1.0, 0) for r in rows)
-    # Its token is not trained: without the reply nothing of it would be left.
     assert all(keeps_reply(replace(r, train_control=False), 0.0, 0) for r in rows)
+    assert all(keeps_reply(r, 1.0, 0) for r in rows)
 
 
 def test_a_reply_that_is_left_out_leaves_its_token() -> None:
