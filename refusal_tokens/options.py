@@ -5,6 +5,7 @@ What each option is for, and what is known of it, stands in docs/training.md.
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -42,6 +43,7 @@ class RefusalOptions:
         row_start: where the new tokens' rows start: ``description``, ``mean`` or ``random``.
         control_share: the control tokens' share of the loss, in (0, 1]; None is the usual mean
             over tokens.
+        respond_weight: how many refuse rows' decisions a respond row's counts for in the loss.
         control_smoothing: label smoothing over the control tokens at the decision position, from 0
             to below 1.
         system_prompt: trained with, for conversations that have none; None leaves it to the
@@ -65,6 +67,7 @@ class RefusalOptions:
     single_token: bool | None = None
     row_start: str = "description"
     control_share: float | None = CONTROL_SHARE
+    respond_weight: float = 1.0
     control_smoothing: float = 0.0
     system_prompt: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -78,6 +81,7 @@ NUMBERS: dict[str, tuple[bool, Callable[[float], bool], str]] = {
     "reply_share": (False, lambda x: 0 <= x <= 1, "0 to 1"),
     "share_without_token": (False, lambda x: 0 <= x < 1, "0 to below 1"),
     "control_share": (True, lambda x: 0 < x <= 1, "above 0, to 1"),
+    "respond_weight": (False, lambda x: 0 < x < math.inf, "above 0"),
     "control_smoothing": (False, lambda x: 0 <= x < 1, "0 to below 1"),
 }
 CHOICES = {"save_dtype": ("dtype", SAVE_DTYPES), "row_start": ("start", ROW_STARTS)}
@@ -95,6 +99,7 @@ NEED_TOKENS = {
     "control_share": None,
     "control_smoothing": 0.0,
     "reply_share": 1.0,
+    "respond_weight": 1.0,
     "share_without_token": 0.0,
     "row_start": "description",
     "single_token": None,

@@ -60,7 +60,9 @@ class RefusalTrainer(SFTTrainer):  # type: ignore[misc]
     The loss of a step over R rows, with share s and L reply tokens per row in the data set, is
     ``(s * sum of control nll + (1 - s) / L * sum of reply nll) / R``. Every control token weighs
     the same and every reply token weighs the same, in whatever batch it falls; plain SFT's mean
-    over tokens corresponds to s = 1 / (1 + L), which a share of None stands for.
+    over tokens corresponds to s = 1 / (1 + L), which a share of None stands for. A respond weight
+    w counts the nll of each respond token w times: with enough data it moves the log-odds of
+    responding by log(w) (prior shift, Saerens et al. 2002).
 
     With smoothing e, a control token's nll is ``(1 - e) * nll + e * mean nll of all control
     tokens`` (label smoothing, Szegedy et al. 2016, over the control tokens alone).
@@ -72,6 +74,7 @@ class RefusalTrainer(SFTTrainer):  # type: ignore[misc]
         control_ids: list[int],
         control_share: float | None,
         reply_tokens_per_row: float,
+        respond_weight: float = 1.0,
         control_smoothing: float = 0.0,
         **kwargs: Any,
     ) -> None:
@@ -82,6 +85,7 @@ class RefusalTrainer(SFTTrainer):  # type: ignore[misc]
         add_labelled_head(causal_lm(self.model), smoothing)
         share = control_share if control_ids else 0.0
         self._control_weight, self._reply_weight = loss_weights(share, reply_tokens_per_row)
+        self._respond_weight = respond_weight
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
@@ -102,6 +106,7 @@ class RefusalTrainer(SFTTrainer):  # type: ignore[misc]
         targets = labels[:, 1:][labels[:, 1:] != IGNORED]
         is_control = torch.isin(targets, self._control_ids.to(targets.device))
         weights = torch.where(is_control, self._control_weight, self._reply_weight) / len(labels)
+        weights = torch.where(self._is_respond(targets), self._respond_weight * weights, weights)
         outputs = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
@@ -115,6 +120,9 @@ class RefusalTrainer(SFTTrainer):  # type: ignore[misc]
         self._check_finite(loss)
         self._record(outputs, is_control, inputs["attention_mask"])
         return (loss, outputs) if return_outputs else loss
+
+    def _is_respond(self, targets: Tensor) -> Tensor:
+        return torch.isin(targets, self._control_ids[:1].to(targets.device))
 
     def _check_finite(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):

@@ -130,6 +130,7 @@ def build_trainer(prepared: Prepared, folder: Path, *, after: int = 0) -> Refusa
         callbacks=[LogFile(folder / "train.jsonl", after)],
         control_ids=prepared.control_ids,
         control_share=recipe.options.control_share,
+        respond_weight=recipe.options.respond_weight,
         control_smoothing=recipe.options.control_smoothing,
         reply_tokens_per_row=examples.reply_tokens / len(examples.examples),
     )

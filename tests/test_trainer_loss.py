@@ -18,6 +18,7 @@ from refusal_tokens.trainer import RefusalTrainer
 from refusal_tokens.training import build_trainer
 
 SHARE = 0.6
+RESPOND_WEIGHT = 1.5
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,7 @@ def trainer(
     settings = [
         *tiny_settings(tiny_base(True), rows_file),
         *("bf16=false", f"refusal_tokens.control_share={SHARE}"),
+        f"refusal_tokens.respond_weight={RESPOND_WEIGHT}",
     ]
     recipe = load_recipe(ROOT / "recipes" / "tiny.yaml", settings)
     return build_trainer(prepare(recipe), tmp_path_factory.mktemp("loss") / "run")
@@ -62,7 +64,11 @@ def test_the_loss_is_the_stated_share_a_row(trainer: RefusalTrainer, batch: dict
     # The batch is the whole data set, so its reply tokens a row are the data set's.
     per_row = len(reply) / rows
     assert len(control) == rows
-    wanted = (SHARE * control.sum() + (1 - SHARE) / per_row * reply.sum()) / rows
+    tokens = batch["labels"][torch.isin(batch["labels"], trainer._control_ids)]
+    is_respond = tokens == trainer._control_ids[0]
+    assert 0 < is_respond.sum() < rows
+    decisions = control[~is_respond].sum() + RESPOND_WEIGHT * control[is_respond].sum()
+    wanted = (SHARE * decisions + (1 - SHARE) / per_row * reply.sum()) / rows
     found = trainer.compute_loss(trainer.model.eval(), batch)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
     # The two parts are unlike, so that the shares cannot be swapped unseen.

@@ -53,6 +53,8 @@ def faults_of(**section: object) -> list[str]:
     [
         ({"row_start": "zero"}, "row_start: unknown start 'zero'; allowed: description, mean"),
         ({"row_start": "men"}, "did you mean 'mean'?"),
+        ({"respond_weight": 0}, "respond_weight: found 0; allowed: above 0"),
+        ({"respond_weight": float("inf")}, "respond_weight: found inf; allowed: above 0"),
         ({"control_smoothing": 1}, "control_smoothing: found 1; allowed: 0 to below 1"),
         ({"control_smoothing": None}, "control_smoothing: found None; allowed: 0 to below 1"),
         ({"share_without_token": True}, "share_without_token: found True"),
