@@ -37,15 +37,15 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The default recipe, shortened: 60 steps, 60 test rows, all replies, more loss on them."""
+    """The default recipe, shortened: 80 steps, 60 test rows, all replies, more loss on them."""
     folder = tmp_path_factory.mktemp("rows")
     test = read_rows([ROOT / "data" / "test.jsonl"], default_taxonomy())
     write_jsonl(folder / "test.jsonl", test[:: len(test) // 60])
     return [
-        "max_steps=60",
+        "max_steps=80",
         "max_length=96",
         "logging_steps=5",
-        "refusal_tokens.control_share=0.4",
+        "refusal_tokens.control_share=0.2",
         "refusal_tokens.reply_share=1",
         "refusal_tokens.train=["
         f"{{path: {ROOT / 'data' / 'train.jsonl'}, count: 400}}, "
@@ -76,7 +76,7 @@ def test_a_knob_changes_decision_and_text(run: Path) -> None:
     answered = model.generate(ORDINARY, lax, **settings)
     assert {reply.category for reply in refused} == {"safety"}
     assert {reply.decision for reply in answered} == {"respond"}
-    # Sixty steps are few: some replies may still come out the same.
+    # Eighty steps are few: some replies may still come out the same.
     changed = [a.text != b.text for a, b in zip(refused, answered, strict=True)]
     assert sum(changed) * 2 >= len(ORDINARY)
 
