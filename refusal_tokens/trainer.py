@@ -58,11 +58,11 @@ class RefusalTrainer(SFTTrainer):  # type: ignore[misc]
     """Trains control tokens and replies with a fixed share of the loss on the control tokens.
 
     The loss of a step over R rows, with share s and L reply tokens per row in the data set, is
-    ``(s * sum of control nll + (1 - s) / L * sum of reply nll) / R``. Every control token weighs
-    the same and every reply token weighs the same, in whatever batch it falls; plain SFT's mean
-    over tokens corresponds to s = 1 / (1 + L), which a share of None stands for. A respond weight
-    w counts the nll of each respond token w times: with enough data it moves the log-odds of
-    responding by log(w) (prior shift, Saerens et al. 2002).
+    ``(s * sum of control nll + (1 - s) / L * sum of reply nll) / R``. The nll of a respond
+    token is counted respond_weight times: with enough data that moves the log-odds of responding
+    by its logarithm (prior shift, Saerens et al. 2002). Otherwise every control token weighs the
+    same and every reply token weighs the same, in whatever batch it falls; plain SFT's mean over
+    tokens corresponds to s = 1 / (1 + L), which a share of None stands for.
 
     With smoothing e, a control token's nll is ``(1 - e) * nll + e * mean nll of all control
     tokens`` (label smoothing, Szegedy et al. 2016, over the control tokens alone).
