@@ -64,7 +64,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "control-share-0.9": (f"{OPTION}control_share=0.9",),
     "only-rows-with-reply": (f"{OPTION}rows_without_reply=false", f"{OPTION}reply_share=1"),
     "all-replies": (f"{OPTION}reply_share=1",),
-    "respond-weight-1": (f"{OPTION}respond_weight=1",),
+    "respond-weight-1.5": (f"{OPTION}respond_weight=1.5",),
     "start-mean": (f"{OPTION}row_start=mean",),
     "start-random": (f"{OPTION}row_start=random",),
     "near-misses-0.25": (f"{OPTION}contrast_share=0.25",),
